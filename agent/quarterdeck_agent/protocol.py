@@ -1,0 +1,645 @@
+"""The wire between an agent and whoever talks to it: frozen standard-library dataclasses and nothing else.
+
+FastAPI validates requests against these classes and the console decodes responses into them with msgspec, so
+neither side needs the other's libraries. Requests forbid unknown fields; readers of responses ignore them, and an
+enum value that a newer agent invented is kept as it was sent (see `OpenEnum`).
+
+Units, everywhere: memory and sizes in bytes, durations in seconds, rates per second, ratios 0..1, times aware UTC.
+A measurement that could not be taken is `None`, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar, Literal, Self
+
+API_PREFIX = "/v1"
+API_VERSIONS = ("v1",)
+
+OPERATION_HEADER = "Operation-Id"
+"""A change repeated with the same id returns the first result and changes nothing."""
+
+GENERATION_HEADER = "If-Match"
+"""The deployment's generation that the caller saw; another one means 409 with the winner's operation."""
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+class OpenEnum(StrEnum):
+    """An enum whose readers survive values that only newer writers know: the value is kept as sent."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        member = str.__new__(cls, value)
+        member._name_ = value.upper()
+        member._value_ = value
+        return member
+
+
+class Request:
+    """Base of every request body: a field that is not known here is an error, not ignored."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+
+# --- who answers -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first thing a console asks. This shape only ever grows."""
+
+    product: str
+    agent_version: str
+    api_versions: tuple[str, ...]
+    host: str
+    instance: str
+    started_at: datetime
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error as RFC 9457 has it, with a stable `code` that programs may match on."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    field: str | None = None
+    hint: str | None = None
+    operation: str | None = None
+
+
+# --- versions --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile(Request):
+    """One file of a bundle: its path inside the bundle with `/` between parts, its size, its SHA-256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PushRequest(Request):
+    """What a version would be made of: every file by content, and `model.toml` as it was read.
+
+    `config` is the parsed `model.toml`; the agent checks it and names the wrong field. `allow_pickle` admits files of
+    the pickle family and is recorded with the version.
+    """
+
+    files: tuple[ManifestFile, ...]
+    config: dict[str, Any]
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BlobWanted:
+    """A blob the agent does not hold whole: send the bytes from `offset` on."""
+
+    sha256: str
+    size: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class PushPlan:
+    """What a push still has to send; `version` is set when nothing has to be sent or done at all."""
+
+    id: str
+    label: str
+    missing: tuple[BlobWanted, ...]
+    version: Version | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An immutable model version. `id` is the SHA-256 of its canonical manifest, `label` names that id for ever."""
+
+    id: str
+    label: str
+    name: str
+    runtime: str
+    size: int
+    files: tuple[ManifestFile, ...]
+    created_at: datetime
+    by: str
+    config: dict[str, Any] = field(default_factory=dict)
+    pickle_allowed: bool = False
+    card: str | None = None
+    formats: tuple[str, ...] = ()
+
+
+# --- runtimes --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How versions are served: one entry of the catalogue."""
+
+    name: str
+    title: str
+    protocol: str
+    port: int
+    health_path: str
+    predict_path: str
+    formats: tuple[str, ...]
+    engines: tuple[str, ...]
+    image: str | None = None
+    command: tuple[str, ...] = ()
+    origin: Literal["built in", "user"] = "built in"
+    homepage: str | None = None
+
+
+# --- what is wanted --------------------------------------------------------------------------------------------
+
+Handover = Literal["auto", "overlap", "hold"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits(Request):
+    """What the gateway lets through to one deployment.
+
+    `in_flight` requests are with the replicas at once, `queue` more wait, the next is refused with 429 and
+    Retry-After. `timeout` seconds is how long one request may take, `drain` how long a replaced revision may finish
+    what it has, `hold` how long requests may wait during a `hold` handover on top of `timeout`.
+    """
+
+    in_flight: int = 256
+    queue: int = 512
+    timeout: float = 60.0
+    drain: float = 60.0
+    hold: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The wanted form of a deployment.
+
+    `warm` seconds is how long the replaced revision is kept running, so that rolling back is a weight change.
+    `dwell` seconds is how long a new replica must have been ready before it counts; `golden` runs the version's
+    golden requests before the switch. `deadline` is how long a rollout may take from start to ready.
+    """
+
+    version: str
+    label: str
+    replicas: int = 1
+    handover: Handover = "auto"
+    env: dict[str, str] = field(default_factory=dict)
+    limits: Limits = Limits()
+    warm: float = 600.0
+    dwell: float = 2.0
+    golden: bool = True
+    deadline: float = 600.0
+    stopped: bool = False
+    restart: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeployRequest(Request):
+    """Deploy `version` (a label or an id). What is `None` stays as the running revision has it, or its default."""
+
+    version: str
+    replicas: int | None = None
+    handover: Handover | None = None
+    env: dict[str, str] | None = None
+    limits: Limits | None = None
+    warm: float | None = None
+    dwell: float | None = None
+    golden: bool | None = None
+    deadline: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackRequest(Request):
+    """Make a new revision with the spec of revision `to`, or of the last one that served before the live one."""
+
+    to: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleRequest(Request):
+    """Run this many replicas."""
+
+    replicas: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRequest(Request):
+    """A change that needs no more than its name: restart, stop, remove."""
+
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of a diff. `None` on a side means that the field is not there."""
+
+    field: str
+    old: str | None
+    new: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a change would do, worked out by the same code that would do it. Nothing is changed by asking."""
+
+    deployment: str
+    generation: int
+    handover: str
+    why: str
+    expected_pause: float | None
+    changes: tuple[Change, ...]
+    steps: tuple[str, ...]
+    warnings: tuple[str, ...]
+    if_it_fails: str
+    command: str
+
+
+# --- revisions and operations ----------------------------------------------------------------------------------
+#
+# Revision:  pending ──▶ serving ──▶ replaced          Operation:  pending ──▶ running ──▶ succeeded
+#               │ ╲                                                   │            ├────▶ failed
+#               │  ╲──▶ superseded  (a newer one came first)          ╰────────────┴────▶ superseded
+#               ╰─────▶ failed
+
+
+class RevisionOutcome(OpenEnum):
+    """Where a revision's story stands."""
+
+    PENDING = "pending"
+    SERVING = "serving"
+    REPLACED = "replaced"
+    SUPERSEDED = "superseded"
+    FAILED = "failed"
+
+
+class OperationState(OpenEnum):
+    """Where a change stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+
+
+class FailureReason(OpenEnum):
+    """Why a revision or a replica failed."""
+
+    EXITED = "exited"
+    OUT_OF_MEMORY = "out_of_memory"
+    NEVER_READY = "never_ready"
+    GOLDEN_MISMATCH = "golden_mismatch"
+    MEMORY_NOT_FREE = "memory_not_free"
+    STAGING = "staging"
+    START_REFUSED = "start_refused"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step of a rollout as it went: `elapsed` seconds so far or in all."""
+
+    name: str
+    state: Literal["running", "done", "failed"]
+    started_at: datetime
+    elapsed: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Everything worth knowing about a failure, kept after the replica is gone."""
+
+    at: datetime
+    step: str
+    reason: FailureReason
+    message: str
+    exit_code: int | None = None
+    signal: int | None = None
+    last_lines: tuple[str, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One numbered, append-only record of a spec and what became of it."""
+
+    deployment: str
+    number: int
+    spec: Spec
+    created_at: datetime
+    by: str
+    operation: str
+    why: str = ""
+    rollback_of: int | None = None
+    handover: str = ""
+    handover_why: str = ""
+    outcome: RevisionOutcome = RevisionOutcome.PENDING
+    served_at: datetime | None = None
+    ended_at: datetime | None = None
+    steps: tuple[StepRecord, ...] = ()
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One change asked for by somebody: job, history and audit entry at once.
+
+    `kind` is deploy, rollback, scale, restart, stop, remove or push. `target` is the deployment's name, for a push
+    the version's label.
+    """
+
+    id: str
+    kind: str
+    target: str
+    by: str
+    at: datetime
+    state: OperationState
+    summary: str = ""
+    why: str = ""
+    revision: int | None = None
+    changes: tuple[Change, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
+    finished_at: datetime | None = None
+    code: str | None = None
+    detail: str | None = None
+
+
+# --- what is seen ----------------------------------------------------------------------------------------------
+#
+# Replica:  starting ──▶ ready ◀──▶ unready        any ──▶ exited (its engine says so) ──▶ gone
+#              ╰────────────┴──────────┴──▶ stopping ──▶ exited
+
+
+class ReplicaState(OpenEnum):
+    """What a replica is doing, as far as anyone can tell."""
+
+    STARTING = "starting"
+    READY = "ready"
+    UNREADY = "unready"
+    STOPPING = "stopping"
+    EXITED = "exited"
+
+
+class DeploymentState(OpenEnum):
+    """One word for a deployment, the worst thing first."""
+
+    SERVING = "serving"
+    DEPLOYING = "deploying"
+    HOLDING = "holding"
+    DEGRADED = "degraded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    REMOVING = "removing"
+
+
+class PartState(OpenEnum):
+    """How a part of the host is: the engine, the gateway, NVML."""
+
+    OK = "ok"
+    UNRESPONSIVE = "unresponsive"
+    ABSENT = "absent"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the host and how it is; `since` is when that began, `detail` says what to do if it is not ok."""
+
+    name: str
+    state: PartState
+    since: datetime
+    version: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as NVML tells it. Memory in bytes, power in watts, temperature in °C, utilisation 0..1."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_total: int | None = None
+    memory_used: int | None = None
+    utilisation: float | None = None
+    temperature: float | None = None
+    power: float | None = None
+    power_limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One running container or process of one revision. `handle` is a container id or `pid:start`."""
+
+    id: str
+    deployment: str
+    revision: int
+    state: ReplicaState
+    engine: str
+    handle: str
+    reason: str = ""
+    address: str | None = None
+    started_at: datetime | None = None
+    ready_since: datetime | None = None
+    restarts: int = 0
+    exit_code: int | None = None
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentStatus:
+    """A deployment at a glance. Gauges travel apart from it, see `Traffic` and `ReplicaGauges`."""
+
+    name: str
+    generation: int
+    state: DeploymentState
+    summary: str
+    wanted_revision: int
+    live_revision: int | None
+    label: str
+    version: str
+    replicas_wanted: int
+    replicas_ready: int
+    endpoint: str
+    predict_path: str
+    since: datetime
+    by: str
+    operation: str | None = None
+    warm_revision: int | None = None
+    warm_until: datetime | None = None
+    replicas: tuple[Replica, ...] = ()
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentDetail:
+    """A deployment with its revisions, newest first, its live version and its gauges."""
+
+    status: DeploymentStatus
+    revisions: tuple[Revision, ...]
+    version: Version | None = None
+    traffic: tuple[Traffic, ...] = ()
+    replicas: tuple[ReplicaGauges, ...] = ()
+
+
+# --- gauges ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HostGauges:
+    """The machine's own figures."""
+
+    at: datetime
+    cpu: float | None = None
+    load1: float | None = None
+    memory_total: int | None = None
+    memory_used: int | None = None
+    disk_total: int | None = None
+    disk_used: int | None = None
+    agent_memory: int | None = None
+    agent_cpu: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaGauges:
+    """What one replica uses: `cpu` in cores, memory in bytes."""
+
+    replica: str
+    deployment: str
+    revision: int
+    cpu: float | None = None
+    memory: int | None = None
+    memory_limit: int | None = None
+    processes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the gateway counted for one revision since the last sample. Latencies in seconds."""
+
+    deployment: str
+    revision: int
+    weight: float
+    rate: float | None = None
+    errors: float | None = None
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    active: int | None = None
+    held: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One point of a series of gauges kept in memory for an hour."""
+
+    at: datetime
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One named series: `name` such as `host.cpu` or `traffic.rate`, `key` such as a replica's id."""
+
+    name: str
+    key: str
+    unit: str
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """What does not change while the agent runs."""
+
+    name: str
+    instance: str
+    agent_version: str
+    os: str
+    kernel: str
+    architecture: str
+    cpus: int
+    memory_total: int
+    boot_id: str
+    started_at: datetime
+    engine: str
+    gateway_url: str
+    data_folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """Everything that was last seen on a host: the answer to `GET /v1/status` and the snapshot of `/v1/watch`."""
+
+    info: HostInfo
+    gauges: HostGauges | None = None
+    parts: tuple[Part, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
+    deployments: tuple[DeploymentStatus, ...] = ()
+    traffic: tuple[Traffic, ...] = ()
+    replica_gauges: tuple[ReplicaGauges, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    versions: tuple[Version, ...] = ()
+
+
+# --- watch -----------------------------------------------------------------------------------------------------
+
+DeltaKind = Literal[
+    "info", "gauges", "part", "gpu", "deployment", "traffic", "replica_gauges", "operation", "version", "revision"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One fact that changed: the new value of `kind`/`key`, or its end when `value` is `None`.
+
+    Keys: part name, GPU uuid, deployment name, `deployment/revision` for traffic and revision, replica id, operation
+    id, version id; empty for `info` and `gauges`. `value` has the shape of the class of that kind.
+    """
+
+    kind: DeltaKind
+    key: str
+    value: Any
+
+
+# --- logs ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a replica's output, or a marker: `dropped` lines that a slow reader missed, or rotation lost."""
+
+    at: datetime
+    deployment: str
+    revision: int
+    replica: str
+    stream: Literal["stdout", "stderr", "agent"]
+    text: str
+    dropped: int = 0
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that `qd doctor` looked at, and the mend where it is not well."""
+
+    name: str
+    result: Literal["ok", "warning", "failed"]
+    detail: str
+    mend: str = ""
