@@ -5,10 +5,8 @@ FastAPI's own reading would take `"3"` for 3 and `true` for 1, so a body is vali
 
 from __future__ import annotations
 
-import re
 import secrets
-from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic_core
 from fastapi import Depends, Header
@@ -21,7 +19,8 @@ from quarterdeck_agent.protocol import GENERATION_HEADER, OPERATION_HEADER
 
 TEXT_MAX = 64 * 2**10
 INTEGER_MAX = 2**63 - 1
-OPERATION_ID = re.compile(r"[!-~]{1,64}")
+OPERATION_ID = r"^[A-Za-z0-9._:@+=~-]{1,64}$"
+GENERATION = r'^(\*|"[0-9]{1,18}"|[0-9]{1,18})$'
 
 
 class Reader:
@@ -46,19 +45,18 @@ def Body(body_type: type[Any], *, optional: bool = False) -> Any:  # noqa: N802 
     return Depends(Reader(body_type, optional=optional), use_cache=False)
 
 
-@cache
-def _adapter(body_type: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(body_type)
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
 
 def decode(body_type: type[Any], body: bytes) -> Any:
     """The value in `body`. Raises `InvalidInput` naming the field."""
+    adapter = _adapters.get(body_type) or _adapters.setdefault(body_type, TypeAdapter(body_type))
     try:
         _bounded(pydantic_core.from_json(body, allow_inf_nan=False), "")
     except ValueError as error:
         raise InvalidInput(f"The body is not JSON: {str(error)[:100]}", hint="Send one JSON object.") from None
     try:
-        return _adapter(body_type).validate_json(body, strict=True)
+        return adapter.validate_json(body, strict=True)
     except ValidationError as error:
         raise invalid(list(error.errors(include_url=False, include_input=False, include_context=False))) from None
 
@@ -79,29 +77,28 @@ def _bounded(value: Any, where: str) -> None:
 
 
 def operation_id(
-    given: str | None = Header(
-        None,
-        alias=OPERATION_HEADER,
-        description="Names this change. Repeated with the same id, the first result returns.",
-    ),
+    given: Annotated[
+        str | None,
+        Header(
+            alias=OPERATION_HEADER,
+            pattern=OPERATION_ID,
+            description="Names this change: repeated with the same id, the first result returns and nothing changes.",
+        ),
+    ] = None,
 ) -> str:
     """The caller's operation id, or a new one."""
-    if given is None:
-        return f"op-{secrets.token_hex(8)}"
-    if not OPERATION_ID.fullmatch(given):
-        raise InvalidInput("Not an operation id", field=OPERATION_HEADER, hint="1 to 64 printable ASCII characters.")
-    return given
+    return f"op-{secrets.token_hex(8)}" if given is None else given
 
 
 def generation(
-    given: str | None = Header(
-        None, alias=GENERATION_HEADER, description="The deployment's generation that the caller saw; another means 409."
-    ),
+    given: Annotated[
+        str | None,
+        Header(
+            alias=GENERATION_HEADER,
+            pattern=GENERATION,
+            description="The deployment's generation that the caller saw; when it is another by now: 409.",
+        ),
+    ] = None,
 ) -> int | None:
     """The generation the change is meant for; `None` for any."""
-    if given is None or given.strip() == "*":
-        return None
-    match = re.fullmatch(r'"?(\d{1,18})"?', given.strip(), re.ASCII)
-    if match is None:
-        raise InvalidInput("Not a generation", field=GENERATION_HEADER, hint='Send a number as in the status: "3".')
-    return int(match[1])
+    return None if given is None or given == "*" else int(given.strip('"'))

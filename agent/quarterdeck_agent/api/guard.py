@@ -32,6 +32,7 @@ from quarterdeck_agent.errors import AgentError, Forbidden, TooLarge
 
 HOSTS = frozenset({"localhost", "agent", "quarterdeck", "127.0.0.1", "[::1]"})
 HEADERS_SIZE = 32 * 2**10
+ADDRESS_SIZE = 8 * 2**10
 OPEN_PATHS = frozenset({"/healthz"})
 UPLOADS = "/v1/blobs/"
 TOKEN_IN_QUERY = re.compile(
@@ -69,7 +70,7 @@ class Guard:
             self._admit(scope)
             await self._app(scope, _Body(receive, self._limit(scope), self._bounds.body_idle), answer)
         except AgentError as error:
-            await answer.instead(problem(error, {"connection": "close"}), scope, receive)
+            await answer.instead(problem(error), scope, receive)
         except ClientDisconnect:
             log.debug("request %s: the client went away", answer.request_id)
         except Exception:
@@ -83,6 +84,8 @@ class Guard:
             raise HeadersTooLarge(
                 f"The headers have more than {HEADERS_SIZE} bytes", hint="Send fewer or shorter ones."
             )
+        if len(scope["raw_path"]) + len(scope["query_string"]) > ADDRESS_SIZE:
+            raise BadRequest(f"The address has more than {ADDRESS_SIZE} bytes", hint="Send a shorter one.")
         _check_origin(headers, self._bounds.hosts)
         if TOKEN_IN_QUERY.search(unquote_to_bytes(scope["query_string"])):
             hint = "Send it as `Authorization: Bearer …`, and replace it: it may stand in somebody's log."

@@ -12,6 +12,8 @@ AgentError
 └── HeadersTooLarge      431
 """
 
+# ruff: noqa: N818  errors are called what they are, as in errors.py
+
 from __future__ import annotations
 
 import logging
@@ -28,6 +30,7 @@ from quarterdeck_agent.errors import AgentError, Forbidden, InvalidInput, NotFou
 from quarterdeck_agent.protocol import PROBLEM_MEDIA_TYPE, Problem
 
 SHOWN = 200
+HANG_UP = (400, 408, 413, 431)  # what is left of such a request is not read
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +90,8 @@ def problem(error: AgentError, headers: dict[str, str] | None = None) -> Respons
     more = {"www-authenticate": "Bearer"} if error.status == HTTPStatus.UNAUTHORIZED else {}
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         more["retry-after"] = "5"
+    if error.status in HANG_UP:
+        more["connection"] = "close"
     return Response(body, error.status, {**more, **(headers or {})}, media_type=PROBLEM_MEDIA_TYPE)
 
 

@@ -1,0 +1,151 @@
+"""Routes of versions and of the blobs they are made of: plan a push, send the bytes, make the version."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+from fastapi import Query
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from quarterdeck_agent import protocol
+from quarterdeck_agent.api.access import needs
+from quarterdeck_agent.api.answers import answer
+from quarterdeck_agent.api.bodies import Body
+from quarterdeck_agent.api.routing import Caller, Digest, Has, OperationId, Ref, router
+from quarterdeck_agent.errors import InvalidInput, TooLarge
+from quarterdeck_agent.principal import Role
+
+SIZE_MAX = 2**53  # what a JSON number carries exactly
+
+routes = router("versions")
+
+Push = Annotated[protocol.PushRequest, Body(protocol.PushRequest)]
+
+
+@routes.get("/v1/versions", response_model=list[protocol.Version], summary="All versions on the host")
+@needs(Role.VIEWER)
+async def versions(parts: Has) -> Response:
+    """Newest first."""
+    return answer(await asyncio.to_thread(parts.records.versions))
+
+
+@routes.get("/v1/versions/{ref}", response_model=protocol.Version, summary="One version")
+@needs(Role.VIEWER)
+async def version(parts: Has, ref: Ref) -> Response:
+    """The version with its files and its `model.toml` as it was read."""
+    return answer(await asyncio.to_thread(parts.records.version, ref))
+
+
+@routes.post("/v1/pushes", response_model=protocol.PushPlan, summary="Plan a push")
+@needs(Role.OPERATOR)
+async def plan_push(parts: Has, body: Push) -> Response:
+    """Checks the bundle and tells which bytes are still missing. Writes nothing."""
+    return answer(await asyncio.to_thread(parts.pushes.plan, body))
+
+
+@routes.post(
+    "/v1/versions", response_model=protocol.Version, status_code=201, summary="Make a version of what was sent"
+)
+@needs(Role.OPERATOR)
+async def make_version(parts: Has, caller: Caller, operation: OperationId, body: Push) -> Response:
+    """Possible once every blob is there whole and verified; the same bundle again returns the first version."""
+    made = await asyncio.to_thread(parts.pushes.commit, body, caller, operation)
+    return answer(made, 201, {"location": f"/v1/versions/{made.id}"})
+
+
+@routes.delete("/v1/versions/{ref}", response_class=Response, status_code=204, summary="Remove a version")
+@needs(Role.OPERATOR)
+async def remove_version(parts: Has, ref: Ref) -> Response:
+    """Refused with 409 while a deployment uses it or could soon be rolled back to it."""
+
+    def remove() -> None:
+        parts.records.remove_version(parts.records.version(ref).id)
+
+    await asyncio.to_thread(remove)
+    return Response(status_code=204)
+
+
+@routes.get("/v1/blobs/{sha256}", response_model=protocol.BlobWanted, summary="How much of a blob is there")
+@needs(Role.OPERATOR)
+async def blob(
+    parts: Has,
+    sha256: Digest,
+    size: Annotated[int, Query(ge=0, le=SIZE_MAX, description="The blob's whole size in bytes.")],
+) -> Response:
+    """Where to go on: send the bytes from `offset` on. `offset` equal to `size` means that it is there whole."""
+    offset = await asyncio.to_thread(parts.blobs.offset, sha256)
+    return answer(protocol.BlobWanted(sha256, size, offset))
+
+
+@routes.put(
+    "/v1/blobs/{sha256}",
+    response_model=protocol.BlobWanted,
+    summary="Send bytes of a blob",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "The bytes from `offset` on, up to the end or as far as the connection lasts.",
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+@needs(Role.OPERATOR)
+async def send_blob(
+    request: Request,
+    parts: Has,
+    sha256: Digest,
+    size: Annotated[int, Query(ge=0, le=SIZE_MAX, description="The blob's whole size in bytes.")],
+    offset: Annotated[int, Query(ge=0, le=SIZE_MAX, description="Where in the blob the body begins.")] = 0,
+) -> Response:
+    """The body goes to disk as it comes. What arrived before a cut stays: ask where to go on and send the rest. When
+    the last byte is there the blob is verified; wrong bytes are refused and thrown away.
+    """
+    if size > parts.upload_size:
+        raise TooLarge(f"The blob has {size} bytes; this host takes {parts.upload_size}", field="size")
+    if offset > size:
+        raise InvalidInput("The offset lies behind the end", field="offset", hint=f"At most {size}.")
+    chunks = _ahead(_chunks(request, size - offset, parts.upload_chunk))
+    try:
+        await parts.blobs.write(sha256, size, offset, chunks)
+    finally:
+        await chunks.aclose()
+    return answer(protocol.BlobWanted(sha256, size, await asyncio.to_thread(parts.blobs.offset, sha256)))
+
+
+async def _chunks(request: Request, limit: int, chunk: int) -> AsyncGenerator[bytes, None]:
+    """The body in pieces of about `chunk` bytes, at most `limit` in all; what came before a cut still comes out."""
+    held: list[bytes] = []
+    waiting = seen = 0
+    try:
+        async for piece in request.stream():
+            held.append(piece)
+            waiting += len(piece)
+            seen += len(piece)
+            if seen > limit:
+                raise TooLarge(f"The body has more than the {limit} bytes that the blob still lacks", field="size")
+            if waiting >= chunk:
+                yield b"".join(held)
+                held.clear()
+                waiting = 0
+    except ClientDisconnect:
+        if held:
+            yield b"".join(held)
+        raise
+    if waiting:
+        yield b"".join(held)
+
+
+async def _ahead(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The same chunks, the next one being received while the last is written."""
+    coming = asyncio.ensure_future(anext(chunks, b""))
+    try:
+        while chunk := await coming:
+            coming = asyncio.ensure_future(anext(chunks, b""))
+            yield chunk
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+        await chunks.aclose()
