@@ -111,9 +111,8 @@ class SimulatedEngine:
         if known is None or self._age(known).life is Life.EXITED:
             return
         number = signal.SIGKILL if known.script.ignores_term else signal.SIGTERM
-        self._end(
-            known, Life.EXITED, killed_by=number, at=self._clock.now() + (grace if number == signal.SIGKILL else 0)
-        )
+        at = self._clock.now() + (grace if number == signal.SIGKILL else 0)
+        self._end(known, killed_by=number, at=at)
 
     async def remove(self, found: Found) -> None:
         self._answer(f"remove {found.id}")
