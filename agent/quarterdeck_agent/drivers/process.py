@@ -7,6 +7,7 @@ its shim) and `exit.json` (how it ended). Nothing is signalled unless pid, start
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -25,7 +27,7 @@ from typing import Any, TypeVar
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers import logfile, placement
 from quarterdeck_agent.drivers.base import Foreign, Found, Inventory, Life, ReplicaSpec, Report, expand
-from quarterdeck_agent.errors import EngineError, EngineUnresponsive, InvalidInput, StartRefused
+from quarterdeck_agent.errors import EngineError, EngineUnresponsive, InvalidInput, NoSpace, StartRefused
 
 SHIM = Path(__file__).with_name("shim.py")
 LOOPBACK = "127.0.0.1"
@@ -78,6 +80,7 @@ class ProcessEngine:
     ) -> None:
         self._folder, self._instance, self._clock = folder, instance, clock
         self._environment = dict(kept_environment(os.environ) if environment is None else environment)
+        self._writing = threading.Lock()
         self._memos: dict[str, Memo] = {}
         self._running: dict[str, Running] = {}
         self._ended: dict[str, dict[str, Any]] = {}
@@ -120,6 +123,9 @@ class ProcessEngine:
             return await asyncio.wait_for(asyncio.to_thread(work), deadline)
         except TimeoutError:
             raise EngineUnresponsive(f"Could not {what} within {deadline:g} s: the disk may hang.") from None
+        except OSError as error:
+            kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else EngineError
+            raise kind(f"Could not {what}: {error}", hint=f"Look at the folder {self._folder}.") from error
 
     # --- what is there -----------------------------------------------------------------------------------------
 
@@ -216,9 +222,8 @@ class ProcessEngine:
     def _start(self, spec: ReplicaSpec) -> Found:
         check_id(spec.id)
         folder = self._folder / spec.id
-        memo = self._memo(spec.id)
-        if memo is None:
-            memo = self._write_memo(spec, folder)
+        with self._writing:
+            memo = self._memo(spec.id) or self._write_memo(spec, folder)
         found = self._found(memo)
         if found.life is not Life.CREATED:
             return found
