@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from quarterdeck_agent.protocol import ManifestFile, PushRequest
-
 from quarterdeck_console.errors import Usage
 
 CONFIG_NAME = "model.toml"

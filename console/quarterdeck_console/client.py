@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Self, TypeVar
 
 import msgspec
+
 from quarterdeck_agent.protocol import (
     API_PREFIX,
     GENERATION_HEADER,
@@ -46,7 +47,6 @@ from quarterdeck_agent.protocol import (
     Traffic,
     Version,
 )
-
 from quarterdeck_console import transport
 from quarterdeck_console.clean import clean, clean_all, is_plain
 from quarterdeck_console.config import Host
@@ -194,7 +194,7 @@ class Client:
 
     # --- streams ---
 
-    async def logs(self, name: str, query: Mapping[str, Any]) -> AsyncIterator[LogLine]:
+    async def logs(self, name: str, query: Mapping[str, Any]) -> AsyncGenerator[LogLine, None]:
         """The lines of a deployment's logs as the agent sends them; with `follow` until it is closed."""
         follow = bool(query.get("follow"))
         async with contextlib.aclosing(
@@ -204,7 +204,7 @@ class Client:
                 if line.strip():
                     yield decode(line, LogLine, self.host.name)
 
-    async def watch(self, last_event_id: str | None = None) -> AsyncIterator[WatchEvent]:
+    async def watch(self, last_event_id: str | None = None) -> AsyncGenerator[WatchEvent, None]:
         """The agent's events: one snapshot, or what was missed since `last_event_id`, then deltas, until it is cut."""
         headers = {"Accept": "text/event-stream"}
         if last_event_id:
@@ -232,7 +232,9 @@ class Client:
 
     async def _send(self, method: str, path: str, body: Any, headers: Mapping[str, str] | None = None) -> bytes:
         content = msgspec.json.encode(body)
-        return await self._call(method, path, content=content, headers={"Content-Type": "application/json", **(headers or {})})
+        return await self._call(
+            method, path, content=content, headers={"Content-Type": "application/json", **(headers or {})}
+        )
 
     async def _call(self, method: str, path: str, **options: Any) -> bytes:
         assert self._http is not None, "use the client as a context"
@@ -245,7 +247,7 @@ class Client:
 
     async def _lines(
         self, path: str, query: Mapping[str, Any], read: float | None, headers: Mapping[str, str] | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         assert self._http is not None, "use the client as a context"
         timeout = transport.Timeout(self._timeout, read=read)
         with self._told():
@@ -343,7 +345,7 @@ async def _limited(response: transport.Response, host: str) -> bytes:
     return b"".join(parts)
 
 
-async def _split(response: transport.Response, host: str) -> AsyncIterator[bytes]:
+async def _split(response: transport.Response, host: str) -> AsyncGenerator[bytes, None]:
     """Lines by LF or CRLF, without it. Only these end a line: JSON strings may hold U+2028 as it is."""
     rest = b""
     async for chunk in response.aiter_bytes():

@@ -155,7 +155,7 @@ def choose(fleet: Fleet, patterns: tuple[str, ...]) -> tuple[Host, ...]:
 def add(path: Path, host: Host, replace: bool = False) -> None:
     """Write `host` into the fleet file, keeping everything else as it was written. Raises `Usage` when it is there."""
     _host(host.name, _table(host), "the new host")
-    with _locked(path) as text:
+    with _Locked(path) as text:
         hosts = _parse(text, path)
         if any(each.name == host.name for each in hosts):
             if not replace:
@@ -168,7 +168,7 @@ def add(path: Path, host: Host, replace: bool = False) -> None:
 
 def remove(path: Path, name: str) -> None:
     """Take a host out of the fleet file, keeping everything else as it was written. Raises `NotFound`."""
-    with _locked(path) as text:
+    with _Locked(path) as text:
         if not any(each.name == name for each in _parse(text, path)):
             raise NotFound(f"host {name} is not in {path}")
         _write(path, _without(text, name))
@@ -212,7 +212,7 @@ def _toml(value: str | bool) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-class _locked:
+class _Locked:
     """The file's text under a lock that other consoles respect, so that no two changes are made of one reading."""
 
     def __init__(self, path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -77,7 +77,9 @@ class FleetEvent:
     error: ConsoleError | None = None
 
 
-async def subscribe(host: Host, timeout: float = 5.0, first: float = 0.2, most: float = 15.0) -> AsyncIterator[FleetEvent]:
+async def subscribe(
+    host: Host, timeout: float = 5.0, first: float = 0.2, most: float = 15.0
+) -> AsyncGenerator[FleetEvent, None]:
     """One host's events without end: after a cut it connects again and resumes by the last event's id."""
     last: str | None = None
     pauses = back_off(first, most)
@@ -95,14 +97,14 @@ async def subscribe(host: Host, timeout: float = 5.0, first: float = 0.2, most: 
         await asyncio.sleep(next(pauses))
 
 
-async def subscribe_all(hosts: Sequence[Host], timeout: float = 5.0) -> AsyncIterator[FleetEvent]:
+async def subscribe_all(hosts: Sequence[Host], timeout: float = 5.0) -> AsyncGenerator[FleetEvent, None]:
     """Every host's events as they come, merged."""
     async with contextlib.aclosing(merge([subscribe(host, timeout) for host in hosts])) as events:
         async for event in events:
             yield event
 
 
-async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
+async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T, None]:
     """The items of all sources as they come; ends when all have ended, raises what any raises."""
     queue: asyncio.Queue[T] = asyncio.Queue(QUEUE)
 

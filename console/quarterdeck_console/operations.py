@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 from quarterdeck_agent.protocol import BlobWanted, LogLine, Operation, OperationState, PushPlan, Version
-
 from quarterdeck_console import bundle
 from quarterdeck_console.client import AnyRequest, ChangeKind, Client, wait_error
 from quarterdeck_console.config import Host
@@ -48,7 +47,7 @@ class PushProgress:
     detail: str = ""
 
 
-async def read_bundle(folder: Path, allow_pickle: bool) -> AsyncIterator[PushProgress | bundle.Bundle]:
+async def read_bundle(folder: Path, allow_pickle: bool) -> AsyncGenerator[PushProgress | bundle.Bundle, None]:
     """Hash a bundle in threads; progress a few times a second, then the bundle itself."""
     done = 0
 
@@ -56,7 +55,8 @@ async def read_bundle(folder: Path, allow_pickle: bool) -> AsyncIterator[PushPro
         nonlocal done
         done += count
 
-    total = sum(source.size for source in await asyncio.to_thread(bundle.list_files, folder)) if folder.is_dir() else 0
+    await asyncio.to_thread(bundle.read_config, folder)
+    total = sum(source.size for source in await asyncio.to_thread(bundle.list_files, folder))
     work = asyncio.ensure_future(asyncio.to_thread(bundle.read, folder, allow_pickle, told))
     while not work.done():
         await asyncio.wait((work,), timeout=0.2)
@@ -64,7 +64,7 @@ async def read_bundle(folder: Path, allow_pickle: bool) -> AsyncIterator[PushPro
     yield work.result()
 
 
-async def push(host: Host, package: bundle.Bundle, timeout: float = 30.0) -> AsyncIterator[PushProgress]:
+async def push(host: Host, package: bundle.Bundle, timeout: float = 30.0) -> AsyncGenerator[PushProgress, None]:
     """Send what the host misses and register the version. After a cut it asks what is there and goes on from it."""
     operation_id, pauses, failures, best = new_id(), back_off(), 0, -1
     total, label = package.size, package.label
@@ -105,7 +105,7 @@ class _Sent:
 
 async def _send_all(
     client: Client, package: bundle.Bundle, plan: PushPlan, progress: _Sent
-) -> AsyncIterator[None]:
+) -> AsyncGenerator[None, None]:
     """Send every missing blob, a few at once; yields a few times a second."""
     gate = asyncio.Semaphore(UPLOADS)
 
@@ -129,10 +129,10 @@ async def _send_all(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _content(source: bundle.Source, offset: int, progress: _Sent) -> AsyncIterator[bytes]:
+async def _content(source: bundle.Source, offset: int, progress: _Sent) -> AsyncGenerator[bytes, None]:
     """The bytes of a file from `offset`. Reads are of the page cache or a disk that hashing has just read."""
     bundle.check_unchanged(source)
-    with source.path.open("rb", buffering=0) as file:  # noqa: ASYNC230
+    with source.path.open("rb", buffering=0) as file:
         file.seek(offset)
         while chunk := file.read(bundle.CHUNK):
             yield chunk
@@ -157,7 +157,13 @@ def new_id() -> str:
 
 
 async def change(
-    host: Host, kind: ChangeKind, name: str, request: AnyRequest, *, generation: int | None = None, timeout: float = 10.0
+    host: Host,
+    kind: ChangeKind,
+    name: str,
+    request: AnyRequest,
+    *,
+    generation: int | None = None,
+    timeout: float = 10.0,
 ) -> Operation:
     """Ask for a change, and ask again after a cut: the operation id makes it one change. Raises when it is refused."""
     operation_id, pauses = new_id(), back_off(most=2.0)
@@ -175,8 +181,8 @@ async def change(
 
 
 async def wait(
-    host: Host, operation: Operation, timeout: float, subscription: AsyncIterator[FleetEvent] | None = None
-) -> AsyncIterator[ChangeProgress]:
+    host: Host, operation: Operation, timeout: float, subscription: AsyncGenerator[FleetEvent, None] | None = None
+) -> AsyncGenerator[ChangeProgress, None]:
     """Follow an operation to its end. Raises `TimedOut` when that takes more than `timeout` seconds."""
     yield ChangeProgress(host.name, operation)
     if operation.state in ENDED:
@@ -197,15 +203,17 @@ async def wait(
 
 
 async def _states(
-    host: Host, operation: Operation, subscription: AsyncIterator[FleetEvent] | None
-) -> AsyncIterator[ChangeProgress]:
+    host: Host, operation: Operation, subscription: AsyncGenerator[FleetEvent, None] | None
+) -> AsyncGenerator[ChangeProgress, None]:
     """An operation each time it changes, as the host's events tell; asked for anew after each (re)connection."""
     cut = False
-    async with contextlib.aclosing(subscription or subscribe(host, most=2.0)) as events:  # type: ignore[type-var]
+    async with contextlib.aclosing(subscription or subscribe(host, most=2.0)) as events:
         async for event in events:
             if event.error is not None:
                 if not cut:
-                    yield ChangeProgress(host.name, operation, note=f"{event.error.detail}; waiting for it to come back")
+                    yield ChangeProgress(
+                        host.name, operation, note=f"{event.error.detail}; waiting for it to come back"
+                    )
                 cut = True
                 continue
             found = await _found(host, event, operation, cut)
@@ -242,7 +250,9 @@ def failure(host: Host, operation: Operation) -> ConsoleError | None:
     if operation.detail:
         detail += f": {operation.detail}"
     if operation.state == OperationState.SUPERSEDED:
-        return Conflict(detail, code="superseded", host=host.name, operation=operation.id, hint="a newer change came first")
+        return Conflict(
+            detail, code="superseded", host=host.name, operation=operation.id, hint="a newer change came first"
+        )
     return ChangeFailed(
         detail,
         code=operation.code or ChangeFailed.code,
@@ -279,7 +289,7 @@ class LogItem:
     note: str = ""
 
 
-async def logs(hosts: Sequence[Host], name: str, query: LogQuery) -> AsyncIterator[LogItem]:
+async def logs(hosts: Sequence[Host], name: str, query: LogQuery) -> AsyncGenerator[LogItem, None]:
     """The lines of many hosts. Following, as they come; else merged by time. A host's error is an item beside them."""
     sources = [_host_logs(host, name, query) for host in hosts]
     merged = merge(sources) if query.follow else _by_time(sources)
@@ -288,7 +298,7 @@ async def logs(hosts: Sequence[Host], name: str, query: LogQuery) -> AsyncIterat
             yield item
 
 
-async def _host_logs(host: Host, name: str, query: LogQuery) -> AsyncIterator[LogItem]:
+async def _host_logs(host: Host, name: str, query: LogQuery) -> AsyncGenerator[LogItem, None]:
     """One host's lines; following, it connects again after a cut and leaves out what it has shown already."""
     pauses, seen, cuts, connected = back_off(), _Seen(), 0, False
     while True:
@@ -359,7 +369,7 @@ def _parameters(query: LogQuery, seen: _Seen) -> dict[str, object]:
     }  # fmt: skip
 
 
-async def _by_time(sources: Sequence[AsyncIterator[LogItem]]) -> AsyncIterator[LogItem]:
+async def _by_time(sources: Sequence[AsyncGenerator[LogItem, None]]) -> AsyncGenerator[LogItem, None]:
     """Merge finite streams, each in order of time, holding one item of each. Items without a line come at once."""
     heads: dict[int, LogItem] = {}
     waiting = {index: asyncio.ensure_future(_next(source)) for index, source in enumerate(sources)}
@@ -388,5 +398,3 @@ async def _next(source: AsyncIterator[LogItem]) -> LogItem | None:
 
 def _time(item: LogItem) -> float:
     return item.line.at.timestamp() if item.line else 0.0
-
-

@@ -49,7 +49,7 @@ def snapshot(fleet: FleetState, host: str, status: HostStatus, now: datetime) ->
 
 
 def delta(fleet: FleetState, host: str, change: Delta, now: datetime) -> FleetState:
-    """One fact that changed. Before a snapshot there is nothing to change, and a kind not known here changes nothing."""
+    """One fact that changed. Before a snapshot there is nothing to change; a kind not known here changes nothing."""
     return _put(fleet, host, lambda old: _live(_changed(old, change), now))
 
 
@@ -95,7 +95,8 @@ def _changed(state: HostState, change: Delta) -> HostState:
     items = _merged(getattr(status, name), change, key, newest_first)
     if change.kind == "operation":
         items = items[:OPERATIONS_KEPT]
-    return replace(state, status=replace(status, **{name: items}))
+    changed: dict[str, Any] = {name: items}
+    return replace(state, status=replace(status, **changed))
 
 
 def _merged(items: tuple[Any, ...], change: Delta, key: Callable[[Any], str], newest_first: bool) -> tuple[Any, ...]:

@@ -30,6 +30,7 @@ ConnectTimeout = httpx.ConnectTimeout
 TimeoutException = httpx.TimeoutException
 Timeout = httpx.Timeout
 AsyncClient = httpx.AsyncClient
+InvalidURL = httpx.InvalidURL
 
 _READ = 256 * 1024
 

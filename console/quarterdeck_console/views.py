@@ -7,7 +7,7 @@ cell never holds a newline.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -15,6 +15,7 @@ from quarterdeck_agent.protocol import (
     Change,
     Check,
     DeploymentStatus,
+    HostStatus,
     LogLine,
     Operation,
     Part,
@@ -26,7 +27,6 @@ from quarterdeck_agent.protocol import (
     Traffic,
     Version,
 )
-
 from quarterdeck_console.clean import clean_line
 from quarterdeck_console.config import Host
 from quarterdeck_console.state import FleetState, HostState
@@ -167,6 +167,13 @@ def short(version: str) -> str:
     return version[:12]
 
 
+def only(status: HostStatus, names: tuple[str, ...]) -> HostStatus:
+    """A host with only these deployments; all of them where none is named."""
+    if not names:
+        return status
+    return replace(status, deployments=tuple(each for each in status.deployments if each.name in names))
+
+
 # --- tables ----------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +188,9 @@ def deployments(fleet: FleetState, now: datetime) -> Table:
         traffic = {(each.deployment, each.revision): each for each in host.status.traffic}
         for each in host.status.deployments:
             rows.append(deployment_row(host, each, traffic.get((each.name, each.live_revision or 0)), now))
-    return Table(("HOST", "NAME", "STATE", "VERSION", "REV", "READY", "RATE", "ERRORS", "P95", "SINCE", "SUMMARY"), tuple(rows))
+    return Table(
+        ("HOST", "NAME", "STATE", "VERSION", "REV", "READY", "RATE", "ERRORS", "P95", "SINCE", "SUMMARY"), tuple(rows)
+    )
 
 
 def deployment_row(host: HostState, seen: DeploymentStatus, traffic: Traffic | None, now: datetime) -> Row:
@@ -225,7 +234,9 @@ def _lost_row(host: HostState, now: datetime) -> Row:
 def hosts(fleet: FleetState, now: datetime) -> Table:
     """Every host at a glance."""
     rows = tuple(host_row(host, now) for host in fleet.hosts.values())
-    return Table(("HOST", "STATE", "ENGINE", "CPU", "MEMORY", "DISK", "GPUS", "SERVING", "AGENT", "SINCE", "DETAIL"), rows)
+    return Table(
+        ("HOST", "STATE", "ENGINE", "CPU", "MEMORY", "DISK", "GPUS", "SERVING", "AGENT", "SINCE", "DETAIL"), rows
+    )
 
 
 def host_row(host: HostState, now: datetime) -> Row:
@@ -237,7 +248,11 @@ def host_row(host: HostState, now: datetime) -> Row:
     if troubled and state == "ok":
         state = "degraded"
     detail = host.error or "; ".join(f"{part.name} {part.state}: {part.detail}" for part in troubled)
-    serving = f"{sum(str(each.state) == 'serving' for each in status.deployments)}/{len(status.deployments)}" if status else NOTHING
+    serving = (
+        f"{sum(str(each.state) == 'serving' for each in status.deployments)}/{len(status.deployments)}"
+        if status
+        else NOTHING
+    )
     cells = (
         _cell(host.name),
         _state(state),
@@ -257,7 +272,10 @@ def host_row(host: HostState, now: datetime) -> Row:
 def fleet_file(known: Iterable[Host]) -> Table:
     """The hosts as the fleet file has them."""
     rows = tuple(
-        Row((host.name,), (_cell(host.name), _cell(host.url), _cell("yes" if host.protected else "no"), _cell(host.colour)))
+        Row(
+            (host.name,),
+            (_cell(host.name), _cell(host.url), _cell("yes" if host.protected else "no"), _cell(host.colour)),
+        )
         for host in known
     )
     return Table(("HOST", "URL", "PROTECTED", "COLOUR"), rows)
@@ -405,7 +423,16 @@ def traffic(found: Sequence[Traffic]) -> Table:
 def parts(found: Sequence[Part], now: datetime) -> Table:
     """The parts of a host."""
     rows = tuple(
-        Row((each.name,), (_cell(each.name), _state(each.state), _cell(each.version), _number(age(each.since, now)), _cell(each.detail)))
+        Row(
+            (each.name,),
+            (
+                _cell(each.name),
+                _state(each.state),
+                _cell(each.version),
+                _number(age(each.since, now)),
+                _cell(each.detail),
+            ),
+        )
         for each in found
     )
     return Table(("PART", "STATE", "VERSION", "SINCE", "DETAIL"), rows)
@@ -433,7 +460,9 @@ def checks(found: Iterable[tuple[str, Check]]) -> Table:
 
 def change(each: Change) -> str:
     """One line of a diff."""
-    return clean_line(f"{each.field}: {NOTHING if each.old is None else each.old} → {NOTHING if each.new is None else each.new}")
+    return clean_line(
+        f"{each.field}: {NOTHING if each.old is None else each.old} → {NOTHING if each.new is None else each.new}"
+    )
 
 
 def step(each: StepRecord) -> str:
