@@ -37,7 +37,7 @@ class Notifier:
     def _send(self, message: str) -> None:
         if not self._address:
             return
+        sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         # A lost ping is better than an agent that ends because nobody listened.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-            with contextlib.suppress(OSError):
-                sender.sendto(message.encode(), self._address)
+        with sender, contextlib.suppress(OSError):
+            sender.sendto(message.encode(), self._address)

@@ -13,7 +13,6 @@ from typing import Literal, Protocol
 
 from quarterdeck_agent import protocol
 from quarterdeck_agent.board import Board
-from quarterdeck_agent.principal import Principal
 
 ChangeKind = Literal["deploy", "rollback", "scale", "restart", "stop", "remove"]
 ChangeBody = protocol.DeployRequest | protocol.RollbackRequest | protocol.ScaleRequest | protocol.ChangeRequest
@@ -22,90 +21,72 @@ ChangeBody = protocol.DeployRequest | protocol.RollbackRequest | protocol.ScaleR
 class Changes(Protocol):
     """Edits of what is wanted. Called in a thread. `generation` is the one the caller saw, `None` for any.
 
-    A repeated `operation_id` returns the first operation and changes nothing. Raises `InvalidInput`, `NotFound`,
+    A repeated `operation` id returns the first operation and changes nothing. Raises `InvalidInput`, `NotFound`,
     `Conflict` (with the winner's operation).
     """
 
-    def preview(
-        self, kind: ChangeKind, name: str, request: ChangeBody, principal: Principal, generation: int | None
-    ) -> protocol.Preview: ...
+    def preview_deploy(self, name: str, request: protocol.DeployRequest) -> protocol.Preview: ...
 
     def deploy(
-        self,
-        name: str,
-        request: protocol.DeployRequest,
-        principal: Principal,
-        operation_id: str,
-        generation: int | None,
+        self, name: str, request: protocol.DeployRequest, by: str, operation: str, generation: int | None = None
     ) -> protocol.Operation: ...
+
+    def preview_rollback(self, name: str, request: protocol.RollbackRequest) -> protocol.Preview: ...
 
     def rollback(
-        self,
-        name: str,
-        request: protocol.RollbackRequest,
-        principal: Principal,
-        operation_id: str,
-        generation: int | None,
+        self, name: str, request: protocol.RollbackRequest, by: str, operation: str, generation: int | None = None
     ) -> protocol.Operation: ...
+
+    def preview_scale(self, name: str, request: protocol.ScaleRequest) -> protocol.Preview: ...
 
     def scale(
-        self, name: str, request: protocol.ScaleRequest, principal: Principal, operation_id: str, generation: int | None
+        self, name: str, request: protocol.ScaleRequest, by: str, operation: str, generation: int | None = None
     ) -> protocol.Operation: ...
+
+    def preview_restart(self, name: str, request: protocol.ChangeRequest) -> protocol.Preview: ...
 
     def restart(
-        self,
-        name: str,
-        request: protocol.ChangeRequest,
-        principal: Principal,
-        operation_id: str,
-        generation: int | None,
+        self, name: str, request: protocol.ChangeRequest, by: str, operation: str, generation: int | None = None
     ) -> protocol.Operation: ...
+
+    def preview_stop(self, name: str, request: protocol.ChangeRequest) -> protocol.Preview: ...
 
     def stop(
-        self,
-        name: str,
-        request: protocol.ChangeRequest,
-        principal: Principal,
-        operation_id: str,
-        generation: int | None,
+        self, name: str, request: protocol.ChangeRequest, by: str, operation: str, generation: int | None = None
     ) -> protocol.Operation: ...
 
+    def preview_remove(self, name: str, request: protocol.ChangeRequest) -> protocol.Preview: ...
+
     def remove(
-        self,
-        name: str,
-        request: protocol.ChangeRequest,
-        principal: Principal,
-        operation_id: str,
-        generation: int | None,
+        self, name: str, request: protocol.ChangeRequest, by: str, operation: str, generation: int | None = None
     ) -> protocol.Operation: ...
 
 
 class Pushes(Protocol):
-    """How a bundle becomes a version. Called in a thread."""
+    """How a bundle becomes a version and how a version goes. Called in a thread."""
 
     def plan(self, request: protocol.PushRequest) -> protocol.PushPlan:
         """Check the request and tell which bytes are still missing. Writes nothing."""
 
-    def commit(self, request: protocol.PushRequest, principal: Principal, operation_id: str) -> protocol.Version:
+    def commit(self, request: protocol.PushRequest, by: str, operation: str) -> protocol.Version:
         """Make the version once every byte is there. Raises `InvalidInput`, `Conflict`."""
+
+    def remove(self, reference: str, by: str, operation: str) -> None:
+        """Forget a version. Raises `NotFound`, `Conflict` while it is in use."""
 
 
 class Records(Protocol):
-    """The store's reads, and the one edit that is not a change of a deployment. Called in a thread."""
-
-    def deployment_names(self) -> Sequence[str]: ...
+    """The store's reads. Called in a thread."""
 
     def revisions(self, deployment: str) -> tuple[protocol.Revision, ...]: ...
 
     def versions(self) -> tuple[protocol.Version, ...]: ...
 
-    def version(self, ref: str) -> protocol.Version: ...
+    def version(self, reference: str) -> protocol.Version: ...
 
-    def remove_version(self, id: str) -> None: ...
+    def operations(self, limit: int = 100, target: str | None = None) -> tuple[protocol.Operation, ...]: ...
 
-    def operations(self, limit: int, target: str | None = None) -> tuple[protocol.Operation, ...]: ...
-
-    def operation(self, id: str) -> protocol.Operation: ...
+    def operation(self, operation: str) -> protocol.Operation: ...
 
 
 class Blobs(Protocol):
@@ -129,8 +110,10 @@ class Logs(Protocol):
         since: datetime | None = None,
         tail: int | None = None,
         grep: str | None = None,
+        regex: bool = False,
         follow: bool = False,
-    ) -> AsyncIterator[protocol.LogLine]: ...
+    ) -> AsyncIterator[protocol.LogLine]:
+        """The first step raises `NotFound` or `InvalidInput`."""
 
 
 class Catalogue(Protocol):

@@ -169,9 +169,9 @@ async def _change(
 ) -> Response:
     """One change or its preview: the same checks for both, in a thread because the store waits for its disk."""
     if plan:
-        return answer(await asyncio.to_thread(parts.changes.preview, kind, name, body, caller, generation))
+        return answer(await asyncio.to_thread(getattr(parts.changes, f"preview_{kind}"), name, body))
     edit = getattr(parts.changes, kind)
-    operation: protocol.Operation = await asyncio.to_thread(edit, name, body, caller, operation_id, generation)
+    operation: protocol.Operation = await asyncio.to_thread(edit, name, body, caller.name, operation_id, generation)
     return answer(operation, 202, {"location": f"/v1/operations/{quote(operation.id, safe='')}"})
 
 

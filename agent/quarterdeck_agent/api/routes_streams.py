@@ -13,7 +13,7 @@ from starlette.responses import Response
 from quarterdeck_agent import protocol
 from quarterdeck_agent.api.access import needs
 from quarterdeck_agent.api.routing import Has, Name, router, utc
-from quarterdeck_agent.api.streams import Stream, ndjson, watch
+from quarterdeck_agent.api.streams import Stream, begun, ndjson, watch
 from quarterdeck_agent.errors import NotFound
 from quarterdeck_agent.principal import Role
 
@@ -63,6 +63,7 @@ async def logs(
     since: Annotated[AwareDatetime | None, Query(description="Only what is newer.")] = None,
     tail: Annotated[int | None, Query(ge=0, le=100_000, description="Only the last so many lines.")] = None,
     grep: Annotated[str | None, Query(max_length=1_000, description="Only lines with this in them.")] = None,
+    regex: Annotated[bool, Query(description="Take `grep` as a regular expression.")] = False,
     follow: Annotated[bool, Query(description="Go on with what comes.")] = False,
 ) -> Response:
     """Lines of all replicas merged by time, also of replicas that are long gone. A reader that is too slow gets a
@@ -78,9 +79,10 @@ async def logs(
         since=utc(since, "since"),
         tail=tail,
         grep=grep,
+        regex=regex,
         follow=follow,
     )
-    return Stream(ndjson(lines), parts.stop, "application/x-ndjson")
+    return Stream(await begun(ndjson(lines)), parts.stop, "application/x-ndjson")
 
 
 STREAMED = (protocol.Delta, protocol.LogLine)

@@ -52,19 +52,15 @@ async def plan_push(parts: Has, body: Push) -> Response:
 @needs(Role.OPERATOR)
 async def make_version(parts: Has, caller: Caller, operation: OperationId, body: Push) -> Response:
     """Possible once every blob is there whole and verified; the same bundle again returns the first version."""
-    made = await asyncio.to_thread(parts.pushes.commit, body, caller, operation)
+    made = await asyncio.to_thread(parts.pushes.commit, body, caller.name, operation)
     return answer(made, 201, {"location": f"/v1/versions/{made.id}"})
 
 
 @routes.delete("/v1/versions/{ref}", response_class=Response, status_code=204, summary="Remove a version")
 @needs(Role.OPERATOR)
-async def remove_version(parts: Has, ref: Ref) -> Response:
+async def remove_version(parts: Has, caller: Caller, operation: OperationId, ref: Ref) -> Response:
     """Refused with 409 while a deployment uses it or could soon be rolled back to it."""
-
-    def remove() -> None:
-        parts.records.remove_version(parts.records.version(ref).id)
-
-    await asyncio.to_thread(remove)
+    await asyncio.to_thread(parts.pushes.remove, ref, caller.name, operation)
     return Response(status_code=204)
 
 
@@ -73,11 +69,13 @@ async def remove_version(parts: Has, ref: Ref) -> Response:
 async def blob(
     parts: Has,
     sha256: Digest,
-    size: Annotated[int, Query(ge=0, le=SIZE_MAX, description="The blob's whole size in bytes.")],
+    size: Annotated[int | None, Query(ge=0, le=SIZE_MAX, description="The blob's whole size in bytes.")] = None,
 ) -> Response:
-    """Where to go on: send the bytes from `offset` on. `offset` equal to `size` means that it is there whole."""
+    """Where to go on: send the bytes from `offset` on; `offset` equal to `size` means that it is there whole. Without
+    `size` the answer's own tells how many bytes are there.
+    """
     offset = await asyncio.to_thread(parts.blobs.offset, sha256)
-    return answer(protocol.BlobWanted(sha256, size, offset))
+    return answer(protocol.BlobWanted(sha256, offset if size is None else size, offset))
 
 
 @routes.put(

@@ -18,7 +18,7 @@ from quarterdeck_agent.api.answers import ENCODER
 from quarterdeck_agent.board import HEARTBEAT, RING, Board, Event
 from quarterdeck_agent.protocol import LogLine
 
-RETRY = b"retry: 1000\n\n"
+FIRST_WITHIN = 0.25
 BUFFER = 256 * 2**10
 
 
@@ -93,7 +93,6 @@ async def watch(
     board: Board, texts: EventText, last_event_id: str | None, heartbeat: float = HEARTBEAT
 ) -> AsyncGenerator[bytes, None]:
     """The board as bytes: what follows `last_event_id`, or a snapshot, then every delta as it comes."""
-    yield RETRY
     async for events in board.follow(last_event_id, heartbeat=heartbeat):
         yield b"".join(texts.of(event) for event in events)
 
@@ -110,6 +109,27 @@ async def ndjson(lines: AsyncIterator[LogLine]) -> AsyncGenerator[bytes, None]:
         reading.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reading
+
+
+async def begun(chunks: AsyncGenerator[bytes, None], within: float = FIRST_WITHIN) -> AsyncGenerator[bytes, None]:
+    """The same chunks, started: what is wrong at the first step is raised here, while an error can still be told."""
+    first = asyncio.ensure_future(anext(chunks, b""))
+    await asyncio.wait({first}, timeout=within)
+    if first.done():
+        first.result()
+    return _after(first, chunks)
+
+
+async def _after(first: asyncio.Future[bytes], chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    try:
+        if chunk := await first:
+            yield chunk
+            async for chunk in chunks:
+                yield chunk
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await chunks.aclose()
 
 
 class _Lot:
