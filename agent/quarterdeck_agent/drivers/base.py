@@ -164,12 +164,17 @@ class GatewaySeen:
     """What the gateway last told: the routing it has taken over, and what waits or runs in it per cluster.
 
     `applied` is the digest of the configuration that the gateway confirmed. `active` counts the requests in flight per
-    cluster name, streams included.
+    cluster name, streams and held requests included; `requests` those with each endpoint, as `ip:port`.
     """
 
     applied: str | None
     active: dict[str, int] = field(default_factory=dict)
     version: str = ""
+    requests: dict[str, int] = field(default_factory=dict)
+
+    def requests_with(self, found: Found) -> int:
+        """Requests in flight with one replica."""
+        return 0 if found.address is None else self.requests.get(f"{found.address[0]}:{found.address[1]}", 0)
 
 
 class Gateway(Protocol):

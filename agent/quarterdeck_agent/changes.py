@@ -1,0 +1,426 @@
+"""What a caller may ask for, turned into wanted: every change is checked, previewed and written here, and never acted.
+
+A change is worked out as a `Draft` by pure steps from what is wanted now; a preview shows the draft, a change writes it
+in one transaction. Both are the same code, so a preview cannot promise what the change would not do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from quarterdeck_agent.bundle import ModelConfig, check_env, check_name, diff, parse
+from quarterdeck_agent.catalogue import Catalogue, Launch
+from quarterdeck_agent.drivers.base import Resources
+from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
+from quarterdeck_agent.handover import Capacity, Choice, choose
+from quarterdeck_agent.performing import Recipe
+from quarterdeck_agent.protocol import (
+    Change,
+    ChangeRequest,
+    DeployRequest,
+    Limits,
+    Operation,
+    Preview,
+    Revision,
+    RevisionOutcome,
+    RollbackRequest,
+    ScaleRequest,
+    Spec,
+    Version,
+)
+from quarterdeck_agent.store import NewOperation, NewRevision, Store
+from quarterdeck_agent.wanted import WantedDeployment, WantedRevision
+
+MOST_REPLICAS = 64
+LONGEST_WHY = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A change worked out: the revision and operation it would write, and what to tell about it."""
+
+    kind: str
+    deployment: str
+    spec: Spec
+    body: str
+    choice: Choice
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+    command: str
+    generation: int
+    why: str = ""
+    rollback_of: int | None = None
+    starts_nothing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Edits of wanted. Every method may block on the disk: call it in a thread.
+
+    `engine` is the engine's name, `capacity` tells what the host has to give right now, `written` is called after
+    every change that was written.
+    """
+
+    store: Store
+    catalogue: Catalogue
+    engine: str
+    capacity: Callable[[], Capacity]
+    written: Callable[[], None]
+
+    # --- what can be asked -------------------------------------------------------------------------------------
+
+    def preview_deploy(self, name: str, request: DeployRequest) -> Preview:
+        return self._preview(self._deploy(name, request))
+
+    def deploy(
+        self, name: str, request: DeployRequest, by: str, operation: str, generation: int | None = None
+    ) -> Operation:
+        return self._first(operation) or self._write(self._deploy(name, request), by, operation, generation)
+
+    def preview_rollback(self, name: str, request: RollbackRequest) -> Preview:
+        return self._preview(self._rollback(name, request))
+
+    def rollback(
+        self, name: str, request: RollbackRequest, by: str, operation: str, generation: int | None = None
+    ) -> Operation:
+        return self._first(operation) or self._write(self._rollback(name, request), by, operation, generation)
+
+    def preview_scale(self, name: str, request: ScaleRequest) -> Preview:
+        return self._preview(self._scale(name, request))
+
+    def scale(
+        self, name: str, request: ScaleRequest, by: str, operation: str, generation: int | None = None
+    ) -> Operation:
+        return self._first(operation) or self._write(self._scale(name, request), by, operation, generation)
+
+    def preview_restart(self, name: str, request: ChangeRequest) -> Preview:
+        return self._preview(self._restart(name, request))
+
+    def restart(
+        self, name: str, request: ChangeRequest, by: str, operation: str, generation: int | None = None
+    ) -> Operation:
+        return self._first(operation) or self._write(self._restart(name, request), by, operation, generation)
+
+    def preview_stop(self, name: str, request: ChangeRequest) -> Preview:
+        return self._preview(self._stop(name, request))
+
+    def stop(
+        self, name: str, request: ChangeRequest, by: str, operation: str, generation: int | None = None
+    ) -> Operation:
+        return self._first(operation) or self._write(self._stop(name, request), by, operation, generation)
+
+    def preview_remove(self, name: str, request: ChangeRequest) -> Preview:
+        return self._preview(self._remove(name, request))
+
+    def remove(
+        self, name: str, request: ChangeRequest, by: str, operation: str, generation: int | None = None
+    ) -> Operation:
+        if first := self._first(operation):
+            return first
+        draft = self._remove(name, request)
+        new = NewOperation(operation, draft.kind, name, by, f"remove {name}", draft.why, draft.changes)
+        written, _ = self.store.mark_removing(name, new, generation)
+        self.written()
+        return written
+
+    # --- drafts ------------------------------------------------------------------------------------------------
+
+    def _deploy(self, name: str, request: DeployRequest) -> Draft:
+        check_name(name, "name")
+        version = self.store.version(request.version)
+        now = self._wanted(name)
+        base = now.target.spec if now else None
+        spec = check_spec(merge(base, request, version, parse(version.config)))
+        return self._draft("deploy", name, spec, request.why, now)
+
+    def _rollback(self, name: str, request: RollbackRequest) -> Draft:
+        now = self._deployment(name)
+        target = self._rollback_target(now, request.to)
+        spec = replace(target.spec, stopped=False)
+        return replace(
+            self._draft("rollback", name, spec, request.why, now),
+            rollback_of=target.number,
+            command=f"qd rollback {name} --to {target.number}",
+        )
+
+    def _scale(self, name: str, request: ScaleRequest) -> Draft:
+        now = self._deployment(name)
+        return self._draft(
+            "scale", name, check_spec(replace(now.target.spec, replicas=request.replicas)), request.why, now
+        )
+
+    def _restart(self, name: str, request: ChangeRequest) -> Draft:
+        now = self._deployment(name)
+        old = now.target.spec
+        return self._draft("restart", name, replace(old, restart=old.restart + 1, stopped=False), request.why, now)
+
+    def _stop(self, name: str, request: ChangeRequest) -> Draft:
+        now = self._deployment(name)
+        return self._draft("stop", name, replace((now.live or now.target).spec, stopped=True), request.why, now)
+
+    def _remove(self, name: str, request: ChangeRequest) -> Draft:
+        now = self._deployment(name)
+        draft = self._draft("remove", name, replace(now.target.spec, stopped=True), request.why, now)
+        return replace(draft, changes=(Change("deployment", name, None),))
+
+    def _draft(self, kind: str, name: str, spec: Spec, why: str, now: WantedDeployment | None) -> Draft:
+        if len(why) > LONGEST_WHY or not why.isprintable():
+            raise InvalidInput("the reason is too long or not a line of text", field="why", hint="Use one line.")
+        version = self.store.version(spec.version)
+        model = parse(version.config)
+        launch = self.catalogue.get(model.runtime).launch(model, self.engine)
+        body = body_digest(spec, model, launch)
+        live = now.live if now else None
+        choice = choose(spec, model.resources, live, self.capacity())
+        return Draft(
+            kind=kind,
+            deployment=name,
+            spec=spec,
+            body=body,
+            choice=choice,
+            changes=self._changes(live or (now.target if now else None), spec, version),
+            warnings=warnings(model, spec, live, body),
+            command=command(kind, name, spec),
+            generation=now.generation if now else 0,
+            why=why,
+            starts_nothing=spec.stopped or (live is not None and live.body == body and not live.spec.stopped),
+        )
+
+    # --- writing and telling -----------------------------------------------------------------------------------
+
+    def _first(self, operation: str) -> Operation | None:
+        """The operation that was written under this id before, if any: a repeat answers with it."""
+        try:
+            return self.store.operation(operation)
+        except NotFound:
+            return None
+
+    def _write(self, draft: Draft, by: str, operation: str, generation: int | None) -> Operation:
+        revision = NewRevision(
+            deployment=draft.deployment,
+            spec=draft.spec,
+            body=draft.body,
+            handover=draft.choice.handover,
+            handover_why=draft.choice.why,
+            why=draft.why,
+            rollback_of=draft.rollback_of,
+        )
+        summary = draft.command.removeprefix("qd ")
+        new = NewOperation(operation, draft.kind, draft.deployment, by, summary, draft.why, draft.changes)
+        # A caller that names no generation still gets compare-and-set against what this draft was worked out from.
+        expected = draft.generation if generation is None else generation
+        written, _ = self.store.propose(revision, new, expected)
+        self.written()
+        return written
+
+    def _preview(self, draft: Draft) -> Preview:
+        return Preview(
+            deployment=draft.deployment,
+            generation=draft.generation,
+            handover="none" if draft.starts_nothing else draft.choice.handover,
+            why="no replica has to start" if draft.starts_nothing else draft.choice.why,
+            expected_pause=None if draft.starts_nothing else draft.choice.expected_pause,
+            changes=draft.changes,
+            steps=preview_steps(draft),
+            warnings=draft.warnings + draft.choice.warnings,
+            if_it_fails=if_it_fails(draft),
+            command=draft.command,
+        )
+
+    # --- looking up --------------------------------------------------------------------------------------------
+
+    def recipe(self, revision: WantedRevision) -> Recipe:
+        """All that starting a revision's replicas takes. Raises `NotFound` where its version or runtime is gone."""
+        model = parse(self.store.version(revision.spec.version).config)
+        launch = self.catalogue.get(model.runtime).launch(model, self.engine)
+        return Recipe(model, launch, revision.body, environment(revision.spec, model, launch))
+
+    def _wanted(self, name: str) -> WantedDeployment | None:
+        found = next((d for d in self.store.wanted().deployments if d.name == name), None)
+        if found is not None and found.removing:
+            raise Conflict(
+                f"{name} is being removed on this host",
+                hint="Wait until `qd status` no longer lists it, then deploy again.",
+            )
+        return found
+
+    def _deployment(self, name: str) -> WantedDeployment:
+        check_name(name, "name")
+        found = self._wanted(name)
+        if found is None:
+            known = ", ".join(d.name for d in self.store.wanted().deployments) or "none"
+            raise NotFound(f"there is no deployment {name} on this host", hint=f"Deployments here: {known}.")
+        return found
+
+    def _rollback_target(self, now: WantedDeployment, to: int | None) -> Revision:
+        history = self.store.revisions(now.name)
+        if to is not None:
+            found = next((r for r in history if r.number == to), None)
+            if found is None:
+                known = ", ".join(str(r.number) for r in history)
+                raise NotFound(f"{now.name} has no revision {to}", field="to", hint=f"It has: {known}.")
+            return found
+        if now.live is not None and now.target.number != now.live.number:
+            if now.target.outcome is RevisionOutcome.PENDING:  # a rollout is on its way: take it back
+                return next(r for r in history if r.number == now.live.number)
+        newest = now.live.number if now.live else now.target.number
+        current = now.live or now.target
+        for revision in history:
+            served_before = revision.number < newest and revision.served_at is not None
+            if served_before and not revision.spec.stopped and not same_form(revision.spec, current.spec):
+                return revision
+        raise NotFound(
+            f"{now.name} has no earlier revision that served",
+            hint=f"See `qd history {now.name}` and name one with --to.",
+        )
+
+    def _changes(self, old: WantedRevision | None, spec: Spec, version: Version) -> tuple[Change, ...]:
+        if old is None:
+            return (Change("version", None, version.label),)
+        result = list(spec_changes(old.spec, spec))
+        if old.spec.version != spec.version:
+            before = self.store.version(old.spec.version)
+            result.extend(diff(before.config, version.config, before.files, version.files))
+        return tuple(result)
+
+
+# --- pure parts ------------------------------------------------------------------------------------------------
+
+
+def merge(base: Spec | None, request: DeployRequest, version: Version, model: ModelConfig) -> Spec:
+    """The spec a deploy asks for: what it names, else what the running revision has, else the defaults."""
+    start = base or Spec(version=version.id, label=version.label, deadline=model.health.start_timeout)
+    named = {
+        field: value
+        for field in ("replicas", "handover", "env", "limits", "warm", "dwell", "golden", "deadline")
+        if (value := getattr(request, field)) is not None
+    }
+    return replace(start, version=version.id, label=version.label, stopped=False, **named)
+
+
+def check_spec(spec: Spec) -> Spec:
+    """Refuse a spec whose figures make no sense, naming the field."""
+    check_env(spec.env, "env")
+    limits = spec.limits
+    for field, value, low, high in (
+        ("replicas", spec.replicas, 1, MOST_REPLICAS),
+        ("warm", spec.warm, 0, 7 * 86400),
+        ("dwell", spec.dwell, 0, 3600),
+        ("deadline", spec.deadline, 1, 86400),
+        ("limits.in_flight", limits.in_flight, 1, 1_000_000),
+        ("limits.queue", limits.queue, 0, 1_000_000),
+        ("limits.timeout", limits.timeout, 0.1, 86400),
+        ("limits.drain", limits.drain, 0, 86400),
+        ("limits.hold", limits.hold, 1, 86400),
+    ):
+        if not low <= value <= high:
+            raise InvalidInput(f"{field} is {value:g}", field=field, hint=f"Use a value from {low:g} to {high:g}.")
+    return spec
+
+
+def body_digest(spec: Spec, model: ModelConfig, launch: Launch) -> str:
+    """The digest of everything that shapes a replica; equal digests mean interchangeable replicas."""
+    shape = {
+        "version": spec.version,
+        "env": spec.env,
+        "restart": spec.restart,
+        "launch": dataclasses.asdict(launch),
+        "resources": dataclasses.asdict(model.resources),
+        "user": model.user,
+        "writable_root": model.writable_root,
+    }
+    text = json.dumps(shape, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def environment(spec: Spec, model: ModelConfig, launch: Launch) -> dict[str, str]:
+    """A replica's environment: the runtime's, then the bundle's, then the deployment's."""
+    ours = {"QUARTERDECK_NAME": model.name, "QUARTERDECK_VERSION": model.version}
+    if model.resources.cpus is not None:
+        ours["QUARTERDECK_CPUS"] = f"{model.resources.cpus:g}"
+    return {**launch.env, **model.env, **spec.env, **ours}
+
+
+def same_form(one: Spec, other: Spec) -> bool:
+    """Whether two specs run the same thing, however many times and however limited."""
+    return (one.version, one.env) == (other.version, other.env)
+
+
+def spec_changes(old: Spec, new: Spec) -> tuple[Change, ...]:
+    """The diff of two specs, one line a field; values of secrets are not shown."""
+    changes = []
+    if old.label != new.label or old.version != new.version:
+        changes.append(Change("version", old.label, new.label))
+    for field in ("replicas", "handover", "warm", "dwell", "golden", "deadline", "stopped", "restart"):
+        before, after = getattr(old, field), getattr(new, field)
+        if before != after:
+            changes.append(Change(field, _text(before), _text(after)))
+    for limit in dataclasses.fields(Limits):
+        before, after = getattr(old.limits, limit.name), getattr(new.limits, limit.name)
+        if before != after:
+            changes.append(Change(f"limits.{limit.name}", _text(before), _text(after)))
+    changes.extend(diff({"env": old.env}, {"env": new.env}, (), ()))
+    return tuple(changes)
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def warnings(model: ModelConfig, spec: Spec, live: WantedRevision | None, body: str) -> tuple[str, ...]:
+    """What somebody should know before saying yes."""
+    found = []
+    if model.writable_root:
+        found.append("the version asks for a writable root file system in its container")
+    if model.user is not None:
+        found.append(f"the version asks to run as user {model.user}")
+    if live is not None and live.body == body and live.spec == spec:
+        found.append("this is what runs already; nothing but the history would change")
+    if not model.golden and not spec.stopped:
+        found.append("the version has no golden requests: only its health is checked before the switch")
+    elif not spec.golden and not spec.stopped:
+        found.append("golden requests are switched off: only health is checked before the switch")
+    return tuple(found)
+
+
+def command(kind: str, name: str, spec: Spec) -> str:
+    """The command line that asks for the same change."""
+    match kind:
+        case "deploy":
+            alias = "" if spec.label.partition(":")[0] == name else f" --name {name}"
+            return f"qd deploy {spec.label}{alias}"
+        case "scale":
+            return f"qd scale {name} {spec.replicas}"
+        case "remove":
+            return f"qd rm {name}"
+        case _:
+            return f"qd {kind} {name}"
+
+
+def preview_steps(draft: Draft) -> tuple[str, ...]:
+    """The steps in words, in order."""
+    count = f"{draft.spec.replicas} replica{'s' if draft.spec.replicas != 1 else ''}"
+    if draft.kind == "remove":
+        return ("take the route away", "drain and stop all replicas", "keep history and logs")
+    if draft.spec.stopped:
+        return ("answer 503 on the endpoint", "drain and stop all replicas")
+    if draft.starts_nothing:
+        return (f"go to {count} of the running revision",)
+    gate = (f"ready for {draft.spec.dwell:g} s",) + (("golden requests",) if draft.spec.golden else ())
+    if draft.choice.handover == "hold":
+        old = ("hold new requests", "drain and stop the old replicas", "wait until the memory is free")
+        return ("stage the version", *old, f"start {count}", *gate, "release the requests")
+    return ("stage the version", f"start {count}", *gate, "switch", "drain the old replicas")
+
+
+def if_it_fails(draft: Draft) -> str:
+    """What a failure of the change would mean."""
+    if draft.starts_nothing:
+        return "nothing else changes"
+    if draft.choice.replaces is None:
+        return "the deployment stays without a serving revision and its failure record says why"
+    return f"{draft.choice.replaces} " + ("starts again" if draft.choice.handover == "hold" else "goes on serving")

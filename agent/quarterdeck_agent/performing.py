@@ -1,0 +1,265 @@
+"""How each step is performed: the one place that turns a planned step into calls of the engine, the store and the probe.
+
+Every step may be performed twice without harm. What goes wrong in a way that concerns the revision is recorded as
+its failure here; what concerns the host (an engine that does not answer) is raised and tried again by the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from quarterdeck_agent.bundle import ModelConfig
+from quarterdeck_agent.catalogue import Launch
+from quarterdeck_agent.clock import Clock
+from quarterdeck_agent.drivers.base import Engine, Found, Progress, ReplicaSpec
+from quarterdeck_agent.drivers.probe import golden
+from quarterdeck_agent.errors import AgentError, EngineUnresponsive, StartRefused
+from quarterdeck_agent.protocol import Failure, FailureReason, Gpu
+from quarterdeck_agent.steps import (
+    Bury,
+    Check,
+    Cool,
+    Fail,
+    Forget,
+    Hold,
+    Promote,
+    Recover,
+    Release,
+    Stage,
+    Start,
+    Step,
+    Stop,
+)
+from quarterdeck_agent.store import Store
+from quarterdeck_agent.wanted import Instant, WantedDeployment, WantedRevision
+
+log = logging.getLogger(__name__)
+
+LAST_LINES = 40
+GOLDEN_LIMIT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that starting and checking a revision's replicas takes, worked out from its version and runtime."""
+
+    model: ModelConfig
+    launch: Launch
+    body: str
+    env: dict[str, str]
+
+
+class Recipes(Protocol):
+    """Finds the recipe of a revision."""
+
+    def __call__(self, revision: WantedRevision) -> Recipe: ...
+
+
+class Stager(Protocol):
+    """Puts a version's verified files into a folder."""
+
+    async def __call__(self, version: str) -> Path: ...
+
+
+class SeenEditor(Protocol):
+    """Takes note of what a step has just changed, before the next look at the engine would tell."""
+
+    def started(self, found: Found) -> None: ...
+
+    def gone(self, found: Found) -> None: ...
+
+    def staged(self, version: str) -> None: ...
+
+    def gpus(self) -> tuple[Gpu, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Performer:
+    """Performs steps with the parts it was given."""
+
+    store: Store
+    engine: Engine
+    stage: Stager
+    recipes: Recipes
+    seen: SeenEditor
+    clock: Clock
+    logs_folder: Path
+    last_lines: Callable[[str, int, str, int], Awaitable[tuple[str, ...]]]
+    report: Callable[[str, Progress], None]
+
+    async def perform(self, d: WantedDeployment, step: Step) -> None:
+        """Perform one step. Raises `AgentError` when it could not be done now and should be tried again."""
+        match step:
+            case Stage(revision):
+                await self._stage(d, revision)
+            case Start(revision, replica, gpus):
+                await self._start(d, revision, replica, gpus)
+            case Check(revision, replica):
+                await self._check(d, revision, replica)
+            case Hold(_):
+                await self._write(self.store.set_holding, d.name, self._instant())
+            case Release():
+                await self._write(self.store.set_holding, d.name, None)
+            case Promote(revision):
+                await self._write(self.store.promote, d.name, revision.number, self._instant())
+            case Fail():
+                await self._fail(d, step.revision, step.step, step.reason, step.message, step.replica)
+            case Bury():
+                await self._bury(d, step)
+            case Recover(revision):
+                await self._write(self.store.clear_crashes, d.name, revision.body)
+            case Stop(replica, grace):
+                await self.engine.stop(replica, grace)
+                await self._remove(replica)
+            case Cool():
+                await self._write(self.store.forget_previous, d.name)
+            case Forget():
+                await self._write(self.store.finish_removal, d.name)
+
+    # --- the longer ones ---------------------------------------------------------------------------------------
+
+    async def _stage(self, d: WantedDeployment, revision: WantedRevision) -> None:
+        recipe = await asyncio.to_thread(self.recipes, revision)
+        try:
+            if revision.image is None:
+                image = recipe.launch.image
+                resolved = await self._resolve(d.name, image) if image and self.engine.name == "docker" else ""
+                await self._write(self.store.set_image, d.name, revision.number, resolved)
+            await self.stage(revision.spec.version)
+            self.seen.staged(revision.spec.version)
+        except EngineUnresponsive:
+            raise
+        except AgentError as error:
+            await self._fail_or_wait(d, revision, "stage", FailureReason.STAGING, error)
+
+    async def _resolve(self, deployment: str, image: str) -> str:
+        return await self.engine.resolve(image, lambda progress: self.report(deployment, progress))
+
+    async def _start(self, d: WantedDeployment, revision: WantedRevision, replica: str, gpus: tuple[str, ...]) -> None:
+        recipe = await asyncio.to_thread(self.recipes, revision)
+        folder = self.logs_folder / d.name / str(revision.number) / replica
+        try:
+            bundle = await self.stage(revision.spec.version)
+            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+            spec = replica_spec(d.name, revision, replica, gpus, recipe, bundle, folder)
+            self.seen.started(await self.engine.start(spec))
+        except StartRefused as error:
+            await self._fail_or_wait(d, revision, "start", FailureReason.START_REFUSED, error)
+        except EngineUnresponsive:
+            raise
+        except (AgentError, OSError) as error:
+            await self._fail_or_wait(d, revision, "start", FailureReason.STAGING, error)
+
+    async def _check(self, d: WantedDeployment, revision: WantedRevision, replica: Found) -> None:
+        recipe = await asyncio.to_thread(self.recipes, revision)
+        assert replica.address is not None
+        for number, request in enumerate(recipe.model.golden, start=1):
+            path = recipe.launch.predict_path.replace("{name}", recipe.model.name)
+            result = await golden(replica.address, request, path, request.timeout or GOLDEN_LIMIT)
+            if not result.ok:
+                text = f"golden request {number} of {len(recipe.model.golden)}: {result.detail}"
+                await self._fail(d, revision, "golden", FailureReason.GOLDEN_MISMATCH, text, replica)
+                return
+        await self._write(self.store.set_passed, d.name, revision.body)
+
+    async def _bury(self, d: WantedDeployment, step: Bury) -> None:
+        await self.engine.stop(step.replica, 0.0)
+        failure = await self._failure(d, step.revision, "run", step.reason, step.message, step.replica)
+        await self._write(self.store.record_crash, d.name, step.revision.body, self._instant(), failure)
+        log.warning("replica %s of %s ended: %s", step.replica.id, d.name, step.message)
+        await self._remove(step.replica)
+
+    async def _remove(self, replica: Found) -> None:
+        await self.engine.remove(replica)
+        self.seen.gone(replica)
+
+    # --- failure -----------------------------------------------------------------------------------------------
+
+    async def _fail_or_wait(
+        self, d: WantedDeployment, revision: WantedRevision, step: str, reason: FailureReason, error: Exception
+    ) -> None:
+        """A rollout's target fails for good; a live revision counts it as a crash and is tried again later."""
+        message = error.detail if isinstance(error, AgentError) else str(error)
+        if d.live is None or d.live.number != revision.number:
+            await self._fail(d, revision, step, reason, message, None)
+            return
+        failure = await self._failure(d, revision, step, reason, message, None)
+        await self._write(self.store.record_crash, d.name, revision.body, self._instant(), failure)
+
+    async def _fail(
+        self,
+        d: WantedDeployment,
+        revision: WantedRevision,
+        step: str,
+        reason: FailureReason,
+        message: str,
+        replica: Found | None,
+    ) -> None:
+        failure = await self._failure(d, revision, step, reason, message, replica)
+        log.warning("revision %d of %s failed at %s: %s", revision.number, d.name, step, message)
+        await self._write(self.store.fail, d.name, revision.number, failure)
+
+    async def _failure(
+        self,
+        d: WantedDeployment,
+        revision: WantedRevision,
+        step: str,
+        reason: FailureReason,
+        message: str,
+        replica: Found | None,
+    ) -> Failure:
+        lines: tuple[str, ...] = ()
+        if replica is not None:
+            lines = await self.last_lines(d.name, replica.revision, replica.id, LAST_LINES)
+        return Failure(
+            at=self.clock.wall(),
+            step=step,
+            reason=reason,
+            message=message,
+            exit_code=replica.exit_code if replica else None,
+            signal=replica.signal if replica else None,
+            last_lines=lines,
+            gpus=self.seen.gpus(),
+        )
+
+    # --- small ones --------------------------------------------------------------------------------------------
+
+    def _instant(self) -> Instant:
+        return Instant(self.clock.boot_id, self.clock.now())
+
+    async def _write(self, call: Callable[..., object], *args: object) -> None:
+        await asyncio.to_thread(call, *args)
+
+
+def replica_spec(
+    deployment: str,
+    revision: WantedRevision,
+    replica: str,
+    gpus: tuple[str, ...],
+    recipe: Recipe,
+    bundle: Path,
+    log_folder: Path,
+) -> ReplicaSpec:
+    """What the engine is asked to start."""
+    return ReplicaSpec(
+        id=replica,
+        deployment=deployment,
+        revision=revision.number,
+        body=revision.body,
+        version=revision.spec.version,
+        bundle=bundle,
+        command=recipe.launch.command,
+        log_folder=log_folder,
+        env=recipe.env,
+        image=revision.image or None,
+        port=recipe.launch.port,
+        resources=recipe.model.resources,
+        gpus=gpus,
+        writable_root=recipe.model.writable_root,
+        user=recipe.model.user,
+    )

@@ -1,0 +1,188 @@
+"""The one loop that makes the host what is wanted: observe, plan, perform, publish.
+
+One task is in flight per deployment and one towards the gateway; the loop itself waits for neither. It keeps no
+position: after a restart the first pass plans from the facts alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from quarterdeck_agent.board import Board
+from quarterdeck_agent.clock import Clock
+from quarterdeck_agent.drivers.base import Gateway, RoutingResources
+from quarterdeck_agent.errors import AgentError
+from quarterdeck_agent.observer import Observer
+from quarterdeck_agent.performing import Performer
+from quarterdeck_agent.plan import plan, rolling
+from quarterdeck_agent.protocol import OperationState
+from quarterdeck_agent.reporting import Reporter
+from quarterdeck_agent.routing import Route
+from quarterdeck_agent.seen import Seen
+from quarterdeck_agent.steps import Step
+from quarterdeck_agent.store import Store
+from quarterdeck_agent.traffic import routes
+from quarterdeck_agent.wanted import Wanted, WantedDeployment
+
+log = logging.getLogger(__name__)
+
+IDLE_TICK = 1.0
+BUSY_TICK = 0.1
+PAUSE_AFTER_FAILURE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the reconciler works with. `configuration` turns routes into the gateway's resources, `alive` is called
+    after every pass that went through."""
+
+    store: Store
+    gateway: Gateway
+    observer: Observer
+    performer: Performer
+    reporter: Reporter
+    board: Board
+    clock: Clock
+    configuration: Callable[[tuple[Route, ...]], RoutingResources]
+    alive: Callable[[], None]
+
+
+class Reconciler:
+    """Runs the loop. `wake` may be called from the loop's own thread at any time."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._wake = asyncio.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._gateway_task: asyncio.Task[None] | None = None
+        self._applied: tuple[str, tuple[Route, ...]] | None = None
+        self._finished: set[str] = set()
+
+    def wake(self) -> None:
+        """Ask for a pass now."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Reconcile until cancelled. Steps that are under way are cancelled with it and planned again at the start."""
+        try:
+            while True:
+                busy = False
+                try:
+                    busy = await self._pass()
+                    self._parts.alive()
+                except AgentError as error:
+                    log.warning("a pass was cut short: %s", error.detail)
+                except Exception:
+                    log.exception("a pass failed")
+                await self._rest(BUSY_TICK if busy else IDLE_TICK)
+        finally:
+            tasks = [*self._tasks.values(), *([self._gateway_task] if self._gateway_task else [])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), seconds)
+        except TimeoutError:
+            return
+        finally:
+            self._wake.clear()
+
+    async def _pass(self) -> bool:
+        """One look at everything. Returns whether something is on its way, so that the next look is soon."""
+        parts = self._parts
+        wanted = await asyncio.to_thread(parts.store.wanted)
+        seen, now = parts.observer.seen(), parts.clock.now()
+        if not parts.observer.listed:
+            await parts.reporter.publish(wanted, seen)
+            return True
+        routed = self._route(wanted, seen, now)
+        for deployment in wanted.deployments:
+            await self._take_steps(deployment, seen, now)
+        await self._finish_operations(wanted, routed)
+        await parts.reporter.publish(wanted, seen)
+        busy = bool(self._tasks) or not routed or any(_in_motion(d, seen) for d in wanted.deployments)
+        parts.observer.busy = busy
+        return busy
+
+    # --- steps -------------------------------------------------------------------------------------------------
+
+    async def _take_steps(self, d: WantedDeployment, seen: Seen, now: float) -> None:
+        if d.name in self._tasks:
+            return
+        asks = await asyncio.to_thread(self._parts.reporter.asks, d.target)
+        steps = plan(d, asks, seen, now)
+        if steps:
+            task = asyncio.create_task(self._perform(d, steps), name=f"steps of {d.name}")
+            self._tasks[d.name] = task
+
+    async def _perform(self, d: WantedDeployment, steps: tuple[Step, ...]) -> None:
+        try:
+            for step in steps:
+                log.debug("%s: %s", d.name, step)
+                await self._parts.performer.perform(d, step)
+        except AgentError as error:
+            log.warning("%s: %s", d.name, error.detail)
+            await asyncio.sleep(PAUSE_AFTER_FAILURE)
+        except Exception:
+            log.exception("a step of %s failed", d.name)
+            await asyncio.sleep(PAUSE_AFTER_FAILURE)
+        finally:
+            del self._tasks[d.name]
+            self.wake()
+
+    # --- the gateway -------------------------------------------------------------------------------------------
+
+    def _route(self, wanted: Wanted, seen: Seen, now: float) -> bool:
+        """See that the gateway has the routes of this moment. Returns whether it has confirmed them."""
+        if seen.gateway is None:
+            return False
+        current = routes(wanted, seen, now)
+        if self._applied == (seen.gateway.applied, current):
+            return True
+        if self._gateway_task is None:
+            resources = self._parts.configuration(current)
+            self._gateway_task = asyncio.create_task(self._apply(resources, current), name="gateway")
+        return False
+
+    async def _apply(self, resources: RoutingResources, current: tuple[Route, ...]) -> None:
+        try:
+            await self._parts.gateway.apply(resources)
+            seen = await self._parts.gateway.observe()
+            if seen.applied == resources.digest:
+                self._applied = (resources.digest, current)
+                self._parts.observer.applied(current, seen)
+        except AgentError as error:
+            log.warning("the gateway did not take its configuration: %s", error.detail)
+            await asyncio.sleep(PAUSE_AFTER_FAILURE)
+        except Exception:
+            log.exception("configuring the gateway failed")
+            await asyncio.sleep(PAUSE_AFTER_FAILURE)
+        finally:
+            self._gateway_task = None
+            self.wake()
+
+    async def _finish_operations(self, wanted: Wanted, routed: bool) -> None:
+        """An operation has succeeded when its revision is live and the gateway has confirmed the routes of this."""
+        if not routed:
+            return
+        for d in wanted.deployments:
+            live = d.live
+            if live is None or rolling(d) or d.target.number != live.number or live.operation in self._finished:
+                continue
+            await self._parts.reporter.close(live.operation)
+            await asyncio.to_thread(
+                self._parts.store.finish_operation, live.operation, OperationState.SUCCEEDED, None, None
+            )
+            self._finished.add(live.operation)
+
+
+def _in_motion(d: WantedDeployment, seen: Seen) -> bool:
+    """Whether a deployment is on its way somewhere, and so needs to be looked at often."""
+    live = d.live.body if d.live else None
+    leaving = any(r.found.body != live and r.requests for r in seen.of(d.name))
+    return rolling(d) or d.removing or d.holding or leaving

@@ -1,0 +1,197 @@
+"""Tells the board what the reconciler sees: deployments, revisions, operations and how far their steps have come.
+
+Works out nothing that a plan depends on, and never asks the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from quarterdeck_agent.board import Board
+from quarterdeck_agent.clock import Clock
+from quarterdeck_agent.drivers.base import Progress, Resources
+from quarterdeck_agent.errors import AgentError
+from quarterdeck_agent.observer import Observer
+from quarterdeck_agent.performing import Recipe
+from quarterdeck_agent.plan import rolling
+from quarterdeck_agent.protocol import Failure, Operation, Revision, RevisionOutcome, StepRecord
+from quarterdeck_agent.seen import Seen
+from quarterdeck_agent.status import Facts, Phase, deployment_status, public, rollout_phase
+from quarterdeck_agent.store import Store
+from quarterdeck_agent.wanted import Wanted, WantedDeployment, WantedRevision
+
+OPERATIONS_SHOWN = 50
+REVISIONS_SHOWN = 20
+
+
+class Reporter:
+    """Keeps the board's slow facts current. Gauges are the sampler's."""
+
+    def __init__(
+        self,
+        board: Board,
+        store: Store,
+        observer: Observer,
+        recipes: Callable[[WantedRevision], Recipe],
+        clock: Clock,
+        gateway_url: str,
+        engine: str,
+    ) -> None:
+        self._board = board
+        self._store = store
+        self._observer = observer
+        self._recipes = recipes
+        self._clock = clock
+        self._gateway_url = gateway_url
+        self._engine = engine
+        self._cooked: dict[tuple[str, str], Recipe] = {}
+        self._steps: dict[str, list[StepRecord]] = {}
+        self._entered: dict[str, float] = {}
+        self._progress: dict[str, str] = {}
+        self._history: dict[str, tuple[Revision, ...]] = {}
+        self._writes_read = -1
+        self._read_at = -1
+
+    def recipe(self, revision: WantedRevision) -> Recipe:
+        """The recipe of a revision, worked out once. Blocks on the store the first time."""
+        key = (revision.spec.version, revision.body)
+        if key not in self._cooked:
+            self._cooked[key] = self._recipes(revision)
+        return self._cooked[key]
+
+    def asks(self, revision: WantedRevision) -> Resources:
+        """What one replica of a revision claims; nothing when its version cannot be read, which its start will tell."""
+        try:
+            return self.recipe(revision).model.resources
+        except AgentError:
+            return Resources()
+
+    # --- the board ---------------------------------------------------------------------------------------------
+
+    async def publish(self, wanted: Wanted, seen: Seen) -> None:
+        """Publish everything that is different from before."""
+        if wanted.sequence != self._read_at:
+            self._history = {d.name: await asyncio.to_thread(self._store.revisions, d.name) for d in wanted.deployments}
+            self._read_at = wanted.sequence
+            self._publish_history()
+        for d in wanted.deployments:
+            if rolling(d):
+                await self._track(d.target.operation, self._phase(d, seen))
+            else:
+                await self._end_steps(d)
+        self._publish_parts(seen)
+        self._publish_deployments(wanted, seen)
+        await self._publish_operations()
+
+    def _publish_parts(self, seen: Seen) -> None:
+        for part in self._observer.parts.values():
+            self._board.publish("part", part.name, part)
+
+    def _publish_deployments(self, wanted: Wanted, seen: Seen) -> None:
+        now, wall = self._clock.now(), self._clock.wall()
+        statuses = {}
+        for d in wanted.deployments:
+            statuses[d.name] = deployment_status(d, seen, self._facts(d), now, wall)
+        self._board.publish_all("deployment", statuses)
+
+    def _publish_history(self) -> None:
+        shown = {}
+        for name, revisions in self._history.items():
+            for revision in revisions[:REVISIONS_SHOWN]:
+                shown[f"{name}/{revision.number}"] = public(revision)
+        self._board.publish_all("revision", shown)
+
+    async def _publish_operations(self) -> None:
+        writes = self._store.writes
+        if writes == self._writes_read:
+            return
+        self._writes_read = writes
+        operations = await asyncio.to_thread(self._store.operations, OPERATIONS_SHOWN)
+        self._board.publish_all("operation", {o.id: self.with_steps(o) for o in operations})
+
+    def with_steps(self, operation: Operation) -> Operation:
+        """An operation with its steps as they stand this moment."""
+        steps = self._steps.get(operation.id)
+        return operation if steps is None else replace(operation, steps=tuple(steps))
+
+    def _facts(self, d: WantedDeployment) -> Facts:
+        serving = d.live or d.target
+        history = self._history.get(d.name, ())
+        shown = next((r for r in history if r.number == serving.number), None)
+        try:
+            recipe = self.recipe(serving)
+            path = recipe.launch.predict_path.replace("{name}", recipe.model.name)
+        except AgentError:
+            path = "/"
+        since = shown.served_at or shown.created_at if shown else self._clock.wall()
+        return Facts(
+            endpoint=f"{self._gateway_url}/{d.name}",
+            predict_path=path,
+            since=since,
+            by=shown.by if shown else "",
+            engine=self._engine,
+            failure=_failure(d, history),
+        )
+
+    # --- steps -------------------------------------------------------------------------------------------------
+
+    def progress(self, deployment: str, progress: Progress) -> None:
+        """A long step tells how far it has come. May be called from any thread."""
+        share = f" {progress.done / progress.total:.0%}" if progress.total else ""
+        self._progress[deployment] = f"{progress.text}{share}"
+
+    def _phase(self, d: WantedDeployment, seen: Seen) -> Phase:
+        phase = rollout_phase(d, seen, self._clock.now())
+        if phase.name == "stage":
+            return replace(phase, detail=self._progress.get(d.name, phase.detail))
+        self._progress.pop(d.name, None)
+        return phase
+
+    async def _track(self, operation: str, phase: Phase) -> None:
+        """Note the phase a rollout is in: a new one ends the one before."""
+        steps = self._steps.setdefault(operation, [])
+        now = self._clock.now()
+        if steps and steps[-1].name == phase.name:
+            if steps[-1].detail != phase.detail:
+                steps[-1] = replace(steps[-1], detail=phase.detail)
+                self._writes_read = -1
+            return
+        self._end_last(operation, "done")
+        steps.append(StepRecord(phase.name, "running", self._clock.wall(), 0.0, phase.detail))
+        self._entered[operation] = now
+        await asyncio.to_thread(self._store.record_steps, operation, tuple(steps))
+
+    async def _end_steps(self, d: WantedDeployment) -> None:
+        """A rollout that is over: its last step went through, or failed."""
+        for revision in self._history.get(d.name, ()):
+            if revision.operation in self._entered:
+                await self.close(revision.operation, failed=revision.outcome is RevisionOutcome.FAILED)
+
+    async def close(self, operation: str, *, failed: bool = False) -> None:
+        """End the steps of an operation and record them."""
+        steps = self._steps.get(operation)
+        if steps is None:
+            return
+        self._end_last(operation, "failed" if failed else "done")
+        await asyncio.to_thread(self._store.record_steps, operation, tuple(steps))
+        del self._steps[operation]
+
+    def _end_last(self, operation: str, state: Literal["done", "failed"]) -> None:
+        steps = self._steps.get(operation)
+        entered = self._entered.pop(operation, None)
+        if steps and entered is not None:
+            steps[-1] = replace(steps[-1], state=state, elapsed=round(self._clock.now() - entered, 3))
+
+
+def _failure(d: WantedDeployment, history: tuple[Revision, ...]) -> Failure | None:
+    """The failure that concerns people now: the newest revision's, or the live one's own crashes."""
+    if rolling(d) or not history:
+        return None
+    newest = history[0]
+    if newest.failure is not None and (d.live is None or newest.number > d.live.number):
+        return newest.failure
+    live = next((r for r in history if d.live and r.number == d.live.number), None)
+    return live.failure if live is not None and d.live is not None and d.live.crashes else None
