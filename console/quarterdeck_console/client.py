@@ -149,10 +149,13 @@ class Client:
 
     # --- changes ---
 
-    async def preview(self, kind: ChangeKind, name: str, request: AnyRequest) -> Preview:
+    async def preview(
+        self, kind: ChangeKind, name: str, request: AnyRequest, *, generation: int | None = None
+    ) -> Preview:
         """What the change would do; asks, changes nothing."""
         method, path = _change(kind, name)
-        return decode(await self._send(method, f"{path}?plan=true", request), Preview, self.host.name)
+        headers = {} if generation is None else {GENERATION_HEADER: str(generation)}
+        return decode(await self._send(method, f"{path}?plan=true", request, headers), Preview, self.host.name)
 
     async def change(
         self, kind: ChangeKind, name: str, request: AnyRequest, *, operation_id: str, generation: int | None = None
@@ -169,8 +172,8 @@ class Client:
     async def plan_push(self, request: PushRequest) -> PushPlan:
         return decode(await self._send("POST", "/pushes", request), PushPlan, self.host.name)
 
-    async def blob(self, sha256: str) -> BlobWanted:
-        return await self._get(f"/blobs/{_part(sha256)}", BlobWanted)
+    async def blob(self, sha256: str, size: int) -> BlobWanted:
+        return await self._get(f"/blobs/{_part(sha256)}", BlobWanted, {"size": size})
 
     async def send_blob(self, wanted: BlobWanted, content: AsyncIterator[bytes]) -> None:
         """Send the bytes of a blob from `wanted.offset` to its end."""

@@ -1,15 +1,14 @@
 """The fleet file: which hosts this console knows. Reads it, chooses hosts by name, changes it atomically.
 
-Places, first match wins: `QUARTERDECK_HOST` (one agent by URL), the file in `QUARTERDECK_CONFIG`, `fleet.toml` in the
-XDG configuration folder, and without any the agent of this machine on its default socket.
+Places, first match wins: `QUARTERDECK_HOST` (one agent by URL), the file in `QUARTERDECK_FLEET`, `fleet.toml` in the
+XDG configuration folder, and without any the agent of this machine on its default socket. `QUARTERDECK_CONFIG` is the
+agent's own settings file and is not looked at.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import tempfile
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +53,10 @@ class Fleet:
 
 def default_socket(environ: Mapping[str, str], uid: int) -> Path:
     """Where this machine's agent listens by default; the agent's settings follow the same rule."""
+    if socket := environ.get("QUARTERDECK_SOCKET"):
+        return Path(socket)
+    if folder := environ.get("QUARTERDECK_RUN_FOLDER"):
+        return Path(folder) / "agent.sock"
     if uid == 0:
         return Path("/run/quarterdeck/agent.sock")
     if runtime := environ.get("XDG_RUNTIME_DIR"):
@@ -64,7 +67,7 @@ def default_socket(environ: Mapping[str, str], uid: int) -> Path:
 
 def fleet_path(environ: Mapping[str, str]) -> Path:
     """The fleet file's path, whether or not it is there."""
-    if chosen := environ.get("QUARTERDECK_CONFIG"):
+    if chosen := environ.get("QUARTERDECK_FLEET"):
         return Path(chosen).expanduser()
     from platformdirs import user_config_path
 
@@ -79,8 +82,8 @@ def load(environ: Mapping[str, str], uid: int) -> Fleet:
     path = fleet_path(environ)
     hosts = read(path)
     if hosts is None:
-        hosts = (Host(LOCAL, f"unix://{default_socket(environ, uid)}"),)
-        return Fleet(hosts)
+        local = Host(LOCAL, f"unix://{default_socket(environ, uid)}", environ.get("QUARTERDECK_TOKEN_FILE"))
+        return Fleet((local,))
     return Fleet(hosts, path)
 
 
@@ -96,6 +99,8 @@ def read(path: Path) -> tuple[Host, ...] | None:
 
 
 def _parse(text: str, path: Path) -> tuple[Host, ...]:
+    import tomllib
+
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -176,6 +181,8 @@ def remove(path: Path, name: str) -> None:
 
 def _without(text: str, name: str) -> str:
     """The file without the table of one host. A table ends where the next begins; comments before it stay."""
+    import tomllib
+
     kept, inside = [], False
     heading = re.compile(rf'\s*\[\s*hosts\s*\.\s*(?:{re.escape(name)}|"{re.escape(name)}")\s*\]\s*(?:#.*)?')
     for line in text.splitlines(keepends=True):
@@ -234,6 +241,8 @@ class _Locked:
 
 
 def _write(path: Path, text: str) -> None:
+    import tempfile
+
     handle, name = tempfile.mkstemp(prefix=".fleet-", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

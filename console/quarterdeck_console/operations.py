@@ -81,18 +81,22 @@ async def push(host: Host, package: bundle.Bundle, timeout: float = 30.0) -> Asy
                 already = plan.version is not None
                 yield PushProgress("registered", total, total, plan.label, host.name, version, already, progress.bytes)
                 return
-        except (Unreachable, Conflict) as error:
+        except (Unreachable, _BlobBusy) as told:
+            error = told.reason if isinstance(told, _BlobBusy) else told
             reached = progress.start + progress.bytes
             failures, best = (0, reached) if reached > best else (failures + 1, best)
-            if failures >= ATTEMPTS or _is_final(error):
-                raise
+            if failures >= ATTEMPTS:
+                raise error from told
             yield PushProgress("retrying", max(reached, 0), total, label, host.name, detail=error.detail)
             await asyncio.sleep(next(pauses))
 
 
-def _is_final(error: ConsoleError) -> bool:
-    """A label that names another id is a conflict for ever; an offset that moved is worth another look."""
-    return isinstance(error, Conflict) and error.field not in ("offset", "sha256")
+class _BlobBusy(Exception):
+    """Somebody else sends this blob, or has sent some of it: ask anew what is missing."""
+
+    def __init__(self, reason: Conflict) -> None:
+        super().__init__(reason.detail)
+        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -114,7 +118,10 @@ async def _send_all(
         if source is None:
             raise Malformed(f"{client.host.name} asks for a blob that the bundle does not have", host=client.host.name)
         async with gate:
-            await client.send_blob(wanted, _content(source, wanted.offset, progress))
+            try:
+                await client.send_blob(wanted, _content(source, wanted.offset, progress))
+            except Conflict as conflict:
+                raise _BlobBusy(conflict) from conflict
 
     tasks = {asyncio.create_task(one(blob)) for blob in plan.missing}
     try:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quarterdeck_console.cli.output import Output
-from quarterdeck_console.config import Fleet, Host, choose, load
 from quarterdeck_console.errors import Usage
 
 if TYPE_CHECKING:
+    from quarterdeck_console.config import Fleet, Host
     from quarterdeck_console.client import Client
     from quarterdeck_console.errors import ConsoleError
 
@@ -34,10 +34,14 @@ class Call:
 
     def fleet(self) -> Fleet:
         """The hosts of the fleet file."""
+        from quarterdeck_console.config import load
+
         return load(os.environ, os.geteuid())
 
     def hosts(self) -> tuple[Host, ...]:
         """The hosts this call is about: all unless some were named."""
+        from quarterdeck_console.config import choose
+
         hosts = choose(self.fleet(), self.patterns or self._from_environment())
         if not hosts:
             raise Usage(
@@ -75,7 +79,7 @@ def run(work: Coroutine[Any, Any, int]) -> int:
 
 
 def verb(*, hosts: bool = True, **attributes: Any) -> Callable[[Function], click.Command]:
-    """Make a click command of a function of a `Call`: adds `--json`, and where it has hosts the options to choose them."""
+    """Make a click command of a function of a `Call`: adds `--json`, and the options to choose its hosts."""
 
     def decorate(function: Function) -> click.Command:
         @functools.wraps(function)
@@ -115,6 +119,7 @@ class Verb(click.Command):
 
 def complete_hosts(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     """Host names for the shell's completion."""
+    from quarterdeck_console.config import load
     from quarterdeck_console.errors import ConsoleError
 
     try:

@@ -112,7 +112,7 @@ def _preview(call: Call, hosts: tuple[Host, ...], wish: Wish) -> int:
     import asyncio
 
     async def question(client: Client) -> Preview:
-        return await client.preview(wish.kind, wish.name, wish.request)
+        return await client.preview(wish.kind, wish.name, wish.request, generation=wish.if_match)
 
     answers = asyncio.run(fleet.ask(hosts, question, call.deadline))
     found = [(answer.host.name, answer.value) for answer in answers if answer.value is not None]

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +69,8 @@ def problem(error: ConsoleError) -> dict[str, Any]:
 
 def encode(envelope: dict[str, Any], pretty: bool) -> str:
     """JSON text: indented for one answer, one line for a stream's."""
+    import json
+
     if pretty:
         return json.dumps(envelope, ensure_ascii=False, indent=2)
     return json.dumps(envelope, ensure_ascii=False, separators=(",", ":"))

@@ -31,7 +31,7 @@ def command() -> None:
     """Show the hosts this console knows and how they are; add and remove hosts.
 
     Without a fleet file that is this machine's own agent. The file is fleet.toml in the XDG configuration folder, or
-    the one QUARTERDECK_CONFIG names.
+    the one QUARTERDECK_FLEET names.
     """
 
 

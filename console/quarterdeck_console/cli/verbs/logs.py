@@ -18,26 +18,17 @@ if TYPE_CHECKING:
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Since(click.ParamType[datetime]):
-    """`5m`, `1h30m` or a time: becomes a time in UTC."""
-
-    name = "since"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        text = str(value)
-        if re.fullmatch(r"(\d+[smhd])+", text):
-            seconds = sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"(\d+)([smhd])", text))
-            try:
-                return datetime.now(UTC) - timedelta(seconds=seconds)
-            except OverflowError:
-                self.fail(f"{text!r} is too long ago", param, ctx)
-        try:
-            at = datetime.fromisoformat(text)
-        except ValueError:
-            self.fail(
-                f"{text!r} is neither a duration like 5m or 1h30m nor a time like 2026-01-31T12:00:00Z", param, ctx
-            )
-        return at.astimezone(UTC)
+def since_of(_context: click.Context, _option: click.Parameter, value: str | None) -> datetime | None:
+    """`5m`, `1h30m` or a time becomes a time in UTC."""
+    if value is None:
+        return None
+    try:
+        if re.fullmatch(r"(\d+[smhd])+", value):
+            seconds = sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"(\d+)([smhd])", value))
+            return datetime.now(UTC) - timedelta(seconds=seconds)
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(f"{value!r} is neither like 5m or 1h30m nor like 2026-01-31T12:00:00Z") from error
 
 
 @verb(
@@ -52,7 +43,7 @@ class Since(click.ParamType[datetime]):
 @click.argument("name")
 @click.option("--follow", "-f", is_flag=True, help="Go on as lines come; connects again after a cut.")
 @click.option(
-    "--since", type=Since(), metavar="AGO|TIME", help="Only lines since then: 5m, 1h30m, 2026-01-31T12:00:00Z."
+    "--since", callback=since_of, metavar="AGO|TIME", help="Only lines since then: 5m, 1h30m, 2026-01-31T12:00:00Z."
 )
 @click.option("--tail", "-n", type=click.IntRange(0), metavar="N", help="Only the last N lines.")
 @click.option("--grep", "-g", metavar="TEXT", help="Only lines with this in them; searched on the host.")
