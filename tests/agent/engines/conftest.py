@@ -40,3 +40,10 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
         return SimulatedRig(tmp_path, uuid.uuid4().hex)
     made: Rig = request.getfixturevalue(f"{request.param}_rig")
     return made
+
+
+@pytest.fixture(params=["process", pytest.param("docker", marks=pytest.mark.docker)])
+def real_rig(request: pytest.FixtureRequest) -> Rig:
+    """A rig whose engine runs programs."""
+    made: Rig = request.getfixturevalue(f"{request.param}_rig")
+    return made

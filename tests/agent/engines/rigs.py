@@ -17,6 +17,7 @@ from quarterdeck_agent.drivers.simulated import Script, SimulatedEngine, Simulat
 from tests import images
 
 MIB = 1 << 20
+NEVER_ENDS = Script()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Program:
     """What a replica does: as a shell script, and as a script of the simulated engine."""
 
     shell: str
-    simulated: Script = Script()
+    simulated: Script = NEVER_ENDS
 
 
 LIVES = Program("exec sleep 300")
@@ -60,7 +61,7 @@ class Base:
         self.folder, self.instance, self.clock = folder, instance, SystemClock()
         self.bundle = folder / "bundle"
         self.bundle.mkdir()
-        (self.bundle / "weights").write_text("numbers")
+        (self.bundle / "weights").write_text("numbers\n")
 
     def spec(self, name: str, program: Program = LIVES, **fields: Any) -> ReplicaSpec:
         logs = self.folder / "logs" / name

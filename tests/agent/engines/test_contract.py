@@ -173,13 +173,10 @@ def test_an_exit_code_is_told_by_an_engine_object_that_did_not_start_it(rig: Rig
     asyncio.run(story())
 
 
-def test_a_deadly_signal_is_told(rig: Rig) -> None:
-    if rig.kind == "simulated":
-        pytest.skip("the simulated engine is told its signals by the test")
-
+def test_a_deadly_signal_is_told(real_rig: Rig) -> None:
     async def story() -> None:
-        engine = rig.engine()
-        after = await ended(engine, await engine.start(rig.spec("one", KILLED)))
+        engine = real_rig.engine()
+        after = await ended(engine, await engine.start(real_rig.spec("one", KILLED)))
         assert (after.exit_code, after.signal, after.out_of_memory) == (None, 9, False)
         await engine.close()
 
@@ -201,90 +198,79 @@ def test_memory_beyond_the_limit_is_told_as_out_of_memory(rig: Rig) -> None:
     asyncio.run(story())
 
 
-def test_what_cannot_be_executed_is_told_at_once_or_as_an_end(rig: Rig) -> None:
-    if rig.kind == "simulated":
-        pytest.skip("the simulated engine executes nothing")
-
+def test_what_cannot_be_executed_is_told_at_once_or_as_an_end(real_rig: Rig) -> None:
     async def story() -> None:
-        engine = rig.engine()
+        engine = real_rig.engine()
         try:
-            found = await engine.start(rig.spec("one", command=("/no/such/program",)))
+            found = await engine.start(real_rig.spec("one", command=("/no/such/program",)))
         except EngineError as error:
             assert "/no/such/program" in error.detail
             assert (await engine.inventory()).replicas == ()
         else:
             assert (await ended(engine, found)).exit_code == 127
-            assert "/no/such/program" in rig.output(found) or rig.kind == "docker"
+            assert "/no/such/program" in real_rig.output(found) or real_rig.kind == "docker"
         await engine.close()
 
     asyncio.run(story())
 
 
-def test_placeholders_environment_and_port_reach_the_replica(rig: Rig) -> None:
-    if rig.kind == "simulated":
-        pytest.skip("the simulated engine executes nothing")
-
+def test_placeholders_environment_and_port_reach_the_replica(real_rig: Rig) -> None:
     async def story() -> None:
-        engine = rig.engine()
+        engine = real_rig.engine()
         shell = (
             'echo "port {port} $PORT" name {name} where "$WHERE" plain "$PLAIN"; cat {bundle}/weights; exec sleep 300'
         )
-        spec = rig.spec("one", Program(shell), env={"WHERE": "{bundle}:{port}", "PLAIN": "a {brace} b"})
+        spec = real_rig.spec("one", Program(shell), env={"WHERE": "{bundle}:{port}", "PLAIN": "a {brace} b"})
         found = await engine.start(spec)
         assert found.address is not None
         port = found.address[1]
 
         async def printed() -> bool:
-            return "numbers" in rig.output(found)
+            return "numbers" in real_rig.output(found)
 
         await until(printed, what="the output")
-        bundle = "/model" if rig.kind == "docker" else str(spec.bundle)
+        bundle = "/model" if real_rig.kind == "docker" else str(spec.bundle)
         expected = f"port {port} {port} name digits where {bundle}:{port} plain a {{brace}} b"
-        assert expected in rig.output(found)
+        assert expected in real_rig.output(found)
         await engine.close()
 
     asyncio.run(story())
 
 
-def test_the_agents_own_environment_stays_its_own(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    if rig.kind == "simulated":
-        pytest.skip("the simulated engine executes nothing")
+def test_the_agents_own_environment_stays_its_own(real_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_SECRET", "canary-7f3a")
 
     async def story() -> None:
-        engine = rig.engine()
-        after = await ended(engine, await engine.start(rig.spec("one", Program("env; echo whole"))))
-        assert "whole" in rig.output(after)
-        assert "canary-7f3a" not in rig.output(after)
+        engine = real_rig.engine()
+        after = await ended(engine, await engine.start(real_rig.spec("one", Program("env; echo whole"))))
+        assert "whole" in real_rig.output(after)
+        assert "canary-7f3a" not in real_rig.output(after)
         await engine.close()
 
     asyncio.run(story())
 
 
-def test_a_replica_cannot_write_to_its_bundle(rig: Rig) -> None:
-    if rig.kind == "simulated":
-        pytest.skip("the simulated engine executes nothing")
-
+def test_a_replica_cannot_write_to_its_bundle(real_rig: Rig) -> None:
     async def story() -> None:
-        engine, spec = rig.engine(), rig.spec("one", Program("echo x > {bundle}/weights; echo y > {bundle}/new; true"))
+        engine, spec = (
+            real_rig.engine(),
+            real_rig.spec("one", Program("echo x > {bundle}/weights; echo y > {bundle}/new; true")),
+        )
         after = await ended(engine, await engine.start(spec))
         assert after.exit_code == 0
         assert [each.name for each in spec.bundle.iterdir()] == ["weights"]
-        assert (spec.bundle / "weights").read_text() == "numbers"
+        assert (spec.bundle / "weights").read_text() == "numbers\n"
         await engine.close()
 
     asyncio.run(story())
 
 
-def test_a_replica_inherits_no_open_file(rig: Rig) -> None:
-    if rig.kind == "simulated":
-        pytest.skip("the simulated engine executes nothing")
-
+def test_a_replica_inherits_no_open_file(real_rig: Rig) -> None:
     async def story() -> None:
-        engine = rig.engine()
+        engine = real_rig.engine()
         # The fourth is the folder that ls itself has open.
-        after = await ended(engine, await engine.start(rig.spec("one", Program("ls /proc/self/fd; echo whole"))))
-        said = [line.split()[-1] for line in rig.output(after).splitlines()]
+        after = await ended(engine, await engine.start(real_rig.spec("one", Program("ls /proc/self/fd; echo whole"))))
+        said = [line.split()[-1] for line in real_rig.output(after).splitlines()]
         assert said == ["0", "1", "2", "3", "whole"]
         await engine.close()
 
