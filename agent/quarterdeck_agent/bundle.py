@@ -50,8 +50,8 @@ class Golden:
     """A request whose answer is known: sent to a new revision before it gets any traffic.
 
     `path` is relative to the replica's root, `None` means the runtime's predict path. `body_file` and `expect_file`
-    name JSON files of the bundle and stand in for `body` and `expect` (see `blobs.golden`). Numbers may differ by
-    `tolerance`, absolute and relative; without `expect` only the status counts. `timeout` in seconds.
+    name JSON files of the bundle and stand in for `body` and `expect` (see `staging.with_golden`). Numbers may differ
+    by `tolerance`; without `expect` only the status counts. `timeout` in seconds.
     """
 
     name: str
