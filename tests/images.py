@@ -51,7 +51,7 @@ def busybox_tree() -> bytes:
     with tarfile.open(fileobj=buffer, mode="w") as tree:
         for folder in ("bin", "tmp", "etc", "model", "www"):
             info = tarfile.TarInfo(folder)
-            info.type, info.mode = tarfile.DIRTYPE, 0o755
+            info.type, info.mode = tarfile.DIRTYPE, 0o1777 if folder == "tmp" else 0o755
             tree.addfile(info)
         add_file(tree, "bin/busybox", Path(busybox).read_bytes(), 0o755)
         add_file(tree, "etc/passwd", b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n", 0o644)
@@ -110,9 +110,14 @@ def registry(folder: Path) -> Iterator[Registry]:
 
 @contextmanager
 def daemon(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A private dockerd without networking, for tests that stop or kill it: its address and its process."""
+    """A private dockerd without networking, for tests that stop or kill it: its address and its process.
+
+    In a network name space of its own: a daemon without a bridge removes the docker0 that another one uses.
+    """
     address = f"unix://{folder / 'docker.sock'}"
     words: Sequence[str] = (
+        "unshare",
+        "--net",
         "dockerd",
         f"--data-root={folder / 'data'}",
         f"--exec-root={folder / 'exec'}",
