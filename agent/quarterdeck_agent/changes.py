@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from quarterdeck_agent.bundle import ModelConfig, check_env, check_name, diff, parse
+from quarterdeck_agent.bundle import ModelConfig, check_env, check_name, diff, parse, shown
 from quarterdeck_agent.catalogue import Catalogue, Launch
 from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
@@ -55,6 +55,7 @@ class Draft:
     why: str = ""
     rollback_of: int | None = None
     starts_nothing: bool = False
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class Changes:
         return replace(
             self._draft("rollback", name, spec, request.why, now),
             rollback_of=target.number,
+            image=target.image,
             command=f"qd rollback {name} --to {target.number}",
         )
 
@@ -187,6 +189,7 @@ class Changes:
             command=command(kind, name, spec),
             generation=now.generation if now else 0,
             why=why,
+            image=same_image(now, spec),
             starts_nothing=spec.stopped or (live is not None and live.body == body and not live.spec.stopped),
         )
 
@@ -208,6 +211,7 @@ class Changes:
             handover_why=draft.choice.why,
             why=draft.why,
             rollback_of=draft.rollback_of,
+            image=draft.image,
         )
         summary = draft.command.removeprefix("qd ")
         new = NewOperation(operation, draft.kind, draft.deployment, by, summary, draft.why, draft.changes)
@@ -284,7 +288,8 @@ class Changes:
         result = list(spec_changes(old.spec, spec))
         if old.spec.version != spec.version:
             before = self.store.version(old.spec.version)
-            result.extend(diff(before.config, version.config, before.files, version.files))
+            inside = diff(parse(before.config), parse(version.config), before.files, version.files)
+            result.extend(change for change in inside if change.field != "version")
         return tuple(result)
 
 
@@ -345,6 +350,14 @@ def environment(spec: Spec, model: ModelConfig, launch: Launch) -> dict[str, str
     return {**launch.env, **model.env, **spec.env, **ours}
 
 
+def same_image(now: WantedDeployment | None, spec: Spec) -> str | None:
+    """The image of the running revision where it stays the same version: a tag is resolved once, not at each restart."""
+    for revision in (now.live, now.target) if now else ():
+        if revision is not None and revision.spec.version == spec.version and revision.image is not None:
+            return revision.image
+    return None
+
+
 def same_form(one: Spec, other: Spec) -> bool:
     """Whether two specs run the same thing, however many times and however limited."""
     return (one.version, one.env) == (other.version, other.env)
@@ -363,7 +376,10 @@ def spec_changes(old: Spec, new: Spec) -> tuple[Change, ...]:
         before, after = getattr(old.limits, limit.name), getattr(new.limits, limit.name)
         if before != after:
             changes.append(Change(f"limits.{limit.name}", _text(before), _text(after)))
-    changes.extend(diff({"env": old.env}, {"env": new.env}, (), ()))
+    for key in sorted(old.env.keys() | new.env.keys()):
+        if old.env.get(key) != new.env.get(key):
+            field = f"env.{key}"
+            changes.append(Change(field, shown(field, old.env.get(key)), shown(field, new.env.get(key))))
     return tuple(changes)
 
 

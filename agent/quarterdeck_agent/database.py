@@ -34,6 +34,7 @@ class Database:
         path.touch(mode=0o600)
         self.path = path
         self.lock = threading.RLock()
+        self.writes = 0
         with _told(path):
             _bring_up_to_date(path, backups, clock)
             self._writer = _engine(lambda: _open_writer(path), StaticPool, "BEGIN IMMEDIATE")
@@ -45,6 +46,7 @@ class Database:
         """One transaction on the only connection that writes; durable when the block ends without an exception."""
         with self.lock, _told(self.path), Session(self._writer) as session, session.begin():
             yield session
+        self.writes += 1
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Engine, Found, Gateway, GatewaySeen, Life
-from quarterdeck_agent.drivers.probe import ready as probe_ready
 from quarterdeck_agent.errors import AgentError
+from quarterdeck_agent.performing import Verdict
 from quarterdeck_agent.protocol import Gpu, Part, PartState
 from quarterdeck_agent.routing import Route
 from quarterdeck_agent.seen import Seen, SeenReplica
@@ -32,6 +32,10 @@ GATEWAY_INTERVAL = 1.0
 GATEWAY_BUSY_INTERVAL = 0.1
 
 
+Probe = Callable[[tuple[str, int], str, float], Awaitable[Verdict]]
+"""Asks (ip, port) and a path whether a replica is ready, within seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What the host has and could give, in bytes."""
@@ -41,28 +45,35 @@ class Memory:
 
 
 class Observer:
-    """Holds the latest facts. `changed` is called when something that a plan may depend on is different."""
+    """Holds the latest facts. `changed` is called when something that a plan may depend on is different.
+
+    `listed` gets every fresh inventory.
+    """
 
     def __init__(
         self,
         engine: Engine,
         gateway: Gateway,
         clock: Clock,
+        probe: Probe,
         health_path: Callable[[Found], Awaitable[str]],
         memory: Callable[[], Memory],
         gpus: Callable[[], tuple[Gpu, ...]],
         changed: Callable[[], None],
         *,
+        listed: Callable[[tuple[Found, ...]], None] = lambda _: None,
         interval: float = 1.0,
         deadline: float = 2.0,
     ) -> None:
         self._engine = engine
         self._gateway = gateway
         self._clock = clock
+        self._ask = probe
         self._health_path = health_path
         self._memory = memory
         self._gpus = gpus
         self._changed = changed
+        self._tell = listed
         self._interval = interval
         self._deadline = deadline
         self._replicas: dict[str, SeenReplica] = {}
@@ -165,6 +176,7 @@ class Observer:
                 self._part(self._engine.name, PartState.OK, version)
                 if edits == self._edits:  # a look that a step overtook tells yesterday's news
                     self._adopt(inventory.replicas)
+                    self._tell(inventory.replicas)
                 else:
                     self._look.set()
             await self._pause(self._look, LIST_INTERVAL)
@@ -252,7 +264,7 @@ class Observer:
         path = await self._health_path(found)
         began, failures = self._clock.now(), 0
         while True:
-            result = await probe_ready(found.address, path, self._deadline)
+            result = await self._ask(found.address, path, self._deadline)
             failures = 0 if result.ok else failures + 1
             known = self._replicas.get(found.id)
             if known is None:

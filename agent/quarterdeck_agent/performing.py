@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from quarterdeck_agent.bundle import ModelConfig
+from quarterdeck_agent.bundle import Golden, ModelConfig
 from quarterdeck_agent.catalogue import Launch
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Engine, Found, Progress, ReplicaSpec
-from quarterdeck_agent.drivers.probe import golden
 from quarterdeck_agent.errors import AgentError, EngineUnresponsive, StartRefused
 from quarterdeck_agent.protocol import Failure, FailureReason, Gpu
 from quarterdeck_agent.steps import (
@@ -35,6 +34,7 @@ from quarterdeck_agent.steps import (
     Step,
     Stop,
 )
+from quarterdeck_agent.staging import staged_reader, with_golden
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.wanted import Instant, WantedDeployment, WantedRevision
 
@@ -66,6 +66,24 @@ class Stager(Protocol):
     async def __call__(self, version: str) -> Path: ...
 
 
+class Verdict(Protocol):
+    """What a probe says: whether all is well, and if not, why."""
+
+    @property
+    def ok(self) -> bool: ...
+
+    @property
+    def detail(self) -> str: ...
+
+
+class AskGolden(Protocol):
+    """Sends one golden request to (ip, port) and compares the answer."""
+
+    async def __call__(
+        self, address: tuple[str, int], golden: Golden, default_path: str, deadline: float
+    ) -> Verdict: ...
+
+
 class SeenEditor(Protocol):
     """Takes note of what a step has just changed, before the next look at the engine would tell."""
 
@@ -80,7 +98,7 @@ class SeenEditor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Performer:
-    """Performs steps with the parts it was given."""
+    """Performs steps with the parts it was given. `before_removal` saves what an ended replica still has to say."""
 
     store: Store
     engine: Engine
@@ -91,6 +109,8 @@ class Performer:
     logs_folder: Path
     last_lines: Callable[[str, int, str, int], Awaitable[tuple[str, ...]]]
     report: Callable[[str, Progress], None]
+    ask_golden: AskGolden
+    before_removal: Callable[[Found], Awaitable[None]]
 
     async def perform(self, d: WantedDeployment, step: Step) -> None:
         """Perform one step. Raises `AgentError` when it could not be done now and should be tried again."""
@@ -157,24 +177,28 @@ class Performer:
 
     async def _check(self, d: WantedDeployment, revision: WantedRevision, replica: Found) -> None:
         recipe = await asyncio.to_thread(self.recipes, revision)
+        bundle = await self.stage(revision.spec.version)
+        model = await asyncio.to_thread(with_golden, recipe.model, staged_reader(bundle))
         assert replica.address is not None
-        for number, request in enumerate(recipe.model.golden, start=1):
+        for number, request in enumerate(model.golden, start=1):
             path = recipe.launch.predict_path.replace("{name}", recipe.model.name)
-            result = await golden(replica.address, request, path, request.timeout or GOLDEN_LIMIT)
+            result = await self.ask_golden(replica.address, request, path, request.timeout or GOLDEN_LIMIT)
             if not result.ok:
-                text = f"golden request {number} of {len(recipe.model.golden)}: {result.detail}"
+                text = f"golden request {number} of {len(model.golden)}: {result.detail}"
                 await self._fail(d, revision, "golden", FailureReason.GOLDEN_MISMATCH, text, replica)
                 return
         await self._write(self.store.set_passed, d.name, revision.body)
 
     async def _bury(self, d: WantedDeployment, step: Bury) -> None:
         await self.engine.stop(step.replica, 0.0)
+        await self.before_removal(step.replica)
         failure = await self._failure(d, step.revision, "run", step.reason, step.message, step.replica)
         await self._write(self.store.record_crash, d.name, step.revision.body, self._instant(), failure)
         log.warning("replica %s of %s ended: %s", step.replica.id, d.name, step.message)
         await self._remove(step.replica)
 
     async def _remove(self, replica: Found) -> None:
+        await self.before_removal(replica)
         await self.engine.remove(replica)
         self.seen.gone(replica)
 
@@ -201,6 +225,8 @@ class Performer:
         replica: Found | None,
     ) -> None:
         failure = await self._failure(d, revision, step, reason, message, replica)
+        operation = await asyncio.to_thread(self.store.operation, revision.operation)
+        failure = replace(failure, changes=operation.changes)
         log.warning("revision %d of %s failed at %s: %s", revision.number, d.name, step, message)
         await self._write(self.store.fail, d.name, revision.number, failure)
 

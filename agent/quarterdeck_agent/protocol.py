@@ -336,7 +336,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One numbered, append-only record of a spec and what became of it."""
+    """One numbered, append-only record of a spec and what became of it. `image` is by digest, once it is known."""
 
     deployment: str
     number: int
@@ -353,6 +353,7 @@ class Revision:
     ended_at: datetime | None = None
     steps: tuple[StepRecord, ...] = ()
     failure: Failure | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quarterdeck_agent.board import Board
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Gateway, RoutingResources
 from quarterdeck_agent.errors import AgentError
@@ -44,7 +43,6 @@ class Parts:
     observer: Observer
     performer: Performer
     reporter: Reporter
-    board: Board
     clock: Clock
     configuration: Callable[[tuple[Route, ...]], RoutingResources]
     alive: Callable[[], None]

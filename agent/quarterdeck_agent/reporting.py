@@ -111,6 +111,8 @@ class Reporter:
         self._writes_read = writes
         operations = await asyncio.to_thread(self._store.operations, OPERATIONS_SHOWN)
         self._board.publish_all("operation", {o.id: self.with_steps(o) for o in operations})
+        versions = await asyncio.to_thread(self._store.versions)
+        self._board.publish_all("version", {version.id: version for version in versions})
 
     def with_steps(self, operation: Operation) -> Operation:
         """An operation with its steps as they stand this moment."""

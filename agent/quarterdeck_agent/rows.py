@@ -142,6 +142,7 @@ def revision(row: RevisionRow, steps: str) -> Revision:
         ended_at=_moment(row.ended_at),
         steps=_steps.decode(steps),
         failure=None if row.failure is None else _failure.decode(row.failure),
+        image=row.image or None,
     )
 
 

@@ -45,7 +45,10 @@ _UNFINISHED = (OperationState.PENDING.value, OperationState.RUNNING.value)
 
 @dataclass(frozen=True, slots=True)
 class NewRevision:
-    """A revision to be recorded; `handover` is the decided one (`overlap` or `hold`), never `auto`."""
+    """A revision to be recorded; `handover` is the decided one (`overlap` or `hold`), never `auto`.
+
+    `image` is the digest reference where it is known already: a rollback runs the very image of the old revision.
+    """
 
     deployment: str
     spec: Spec
@@ -54,6 +57,7 @@ class NewRevision:
     handover_why: str = ""
     why: str = ""
     rollback_of: int | None = None
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,11 @@ class Store:
         Raises `SettingsError` when a newer Quarterdeck wrote it, `Corrupt` when it is damaged.
         """
         return cls(Database(path, backups, clock), clock)
+
+    @property
+    def writes(self) -> int:
+        """How many transactions were written since the store was opened; another number means other answers."""
+        return self._database.writes
 
     def close(self) -> None:
         """Write everything into the one file and let go of it."""
@@ -258,7 +267,9 @@ class Store:
             session.add(row)
 
     def promote(self, deployment: str, revision: int, at: Instant) -> bool:
-        """Record that the target has the traffic now. `False` when it is no longer the target: nothing is changed.
+        """Record that the target is to have the traffic. `False` when it is no longer the target: nothing is changed.
+
+        Its operation goes on until the gateway has confirmed the switch; then the reconciler finishes it.
 
         The old live revision becomes `previous` (kept warm) if its replicas are others than the new one's.
         """
@@ -277,7 +288,6 @@ class Store:
                 body.passed = True
                 session.add(body)
             session.add_all((row, new))
-            self._finish(session, new.operation, OperationState.SUCCEEDED)
             return True
 
     def forget_previous(self, deployment: str) -> None:
@@ -309,13 +319,23 @@ class Store:
             self._finish(session, failed.operation, state, code, failure.message)
             return True
 
-    def record_crash(self, deployment: str, body: str, at: Instant, reason: str) -> None:
-        """Record an end that nobody asked for of a replica of this body (the last 50 are kept)."""
+    def record_crash(self, deployment: str, body: str, at: Instant, failure: Failure) -> None:
+        """Record an end that nobody asked for of a replica of this body (the last 50 are kept).
+
+        The revisions of this body that the deployment points to keep the whole record; their outcome stays.
+        """
         with self._changing() as session:
             row = _body_row(session, deployment, body)
-            crashes = [*rows.crashes(row), (at.boot_id, at.seconds, reason)]
+            crashes = [*rows.crashes(row), (at.boot_id, at.seconds, failure.reason.value)]
             row.crashes = rows.to_json(crashes[-KEEP_CRASHES:])
             session.add(row)
+            pointers = _deployment_row(session, deployment)
+            for number in {n for n in (pointers.target, pointers.live) if n is not None}:
+                revision = _revision_row(session, deployment, number)
+                if revision.body == body:
+                    revision.reason = failure.reason.value
+                    revision.failure = rows.to_json(failure)
+                    session.add(revision)
 
     def clear_crashes(self, deployment: str, body: str) -> None:
         """Forget the crashes of this body: it has been well for long enough."""
@@ -462,6 +482,7 @@ class Store:
             created_at=rows.to_text(self._clock.wall()),
             created_boot=self._clock.boot_id,
             created_seconds=self._clock.now(),
+            image=revision.image,
         )
 
 
