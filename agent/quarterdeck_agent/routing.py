@@ -25,7 +25,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quarterdeck_agent.drivers.base import RoutingResources
 from quarterdeck_agent.errors import InvalidInput
@@ -43,6 +43,7 @@ _TYPES = "type.googleapis.com/envoy"
 _HCM = f"{_TYPES}.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = f"{_TYPES}.extensions.filters.http.router.v3.Router"
 _FILE_LOG = f"{_TYPES}.extensions.access_loggers.file.v3.FileAccessLog"
+_LEAST_REQUEST = f"{_TYPES}.extensions.load_balancing_policies.least_request.v3.LeastRequest"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
@@ -64,7 +65,7 @@ class Route:
 
     deployment: str
     revision: int | None
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     clusters: tuple[Target, ...] = ()
     holding: bool = False
     stopped: bool = False
@@ -151,12 +152,17 @@ def _cluster(route: Route, target: Target) -> Json:
         "max_retries": in_flight + queue,
         "track_remaining": True,
     }
+    # Five random choices find the idlest of a few replicas nearly always, and spread a burst evenly; a full scan sends
+    # a burst to one replica, because requests whose connection is still being opened do not count as running.
+    policy = {"@type": _LEAST_REQUEST, "choice_count": 5}
+    least_request = {"name": "least_request", "typed_config": policy}
     return {
         "name": cluster_name(route.deployment, target.revision),
         "type": "EDS",
         "connect_timeout": "1s",
-        "lb_policy": "LEAST_REQUEST",
-        "least_request_lb_config": {"selection_method": "FULL_SCAN"},
+        "load_balancing_policy": {"policies": [{"typed_extension_config": least_request}]},
+        # An endpoint that drains gets nothing, not even when no other is left: then requests wait.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "circuit_breakers": {"thresholds": [thresholds]},
         "typed_extension_protocol_options": {_HTTP_OPTIONS: options},
     }
@@ -313,14 +319,14 @@ def _connection_manager(access_log: str) -> Json:
 
 
 def _access_log(path: str) -> Json:
-    """JSON lines. The path is logged without its query, which may carry secrets."""
+    """JSON lines. The path is the one the replica saw, without its query, which may carry secrets."""
     fields = {
         "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
         "request_id": "%REQ(X-REQUEST-ID)%",
         "client": "%DOWNSTREAM_REMOTE_ADDRESS%",
         "method": "%REQ(:METHOD)%",
         "host": "%REQ(:AUTHORITY)%",
-        "path": "%PATH(NQ:ORIG_OR_PATH)%",
+        "path": "%PATH(NQ:PATH)%",
         "protocol": "%PROTOCOL%",
         "deployment": "%ROUTE_NAME%",
         "cluster": "%UPSTREAM_CLUSTER_RAW%",
@@ -346,11 +352,18 @@ _REPLIES: tuple[tuple[tuple[str, ...], int | None, str, str, str], ...] = (
 
 
 def _local_replies() -> list[Json]:
-    replies = [_local_reply({"response_flag_filter": {"flags": list(flags)}}, *rest) for flags, *rest in _REPLIES]
-    too_large = (None, "too_large", "The request is too large", "the body is too large to wait for a replica")
+    replies = [
+        _local_reply({"response_flag_filter": {"flags": list(flags)}}, status, code, title, detail)
+        for flags, status, code, title, detail in _REPLIES
+    ]
+    large = "the body is too large to wait for a replica"
     for status in (413, 507):
         comparison: Json = {"op": "EQ", "value": {"default_value": status, "runtime_key": "unset"}}
-        replies.append(_local_reply({"status_code_filter": {"comparison": comparison}}, *too_large))
+        replies.append(
+            _local_reply(
+                {"status_code_filter": {"comparison": comparison}}, None, "too_large", "The request is too large", large
+            )
+        )
     return replies
 
 

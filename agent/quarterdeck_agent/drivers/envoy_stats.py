@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-TRAFFIC = r"^cluster\..*\.(upstream_rq_completed|upstream_rq_5xx|upstream_rq_pending_overflow)$"
-ACTIVITY = r"^cluster\..*\.(upstream_rq_active|upstream_rq_pending_active|remaining_retries)$"
-LATENCY = r"^cluster\..*\.upstream_rq_time$"
+TRAFFIC = r"^cluster\..*\.[0-9]+\.(upstream_rq_completed|upstream_rq_5xx|upstream_rq_pending_overflow)$"
+ACTIVITY = r"^cluster\..*\.[0-9]+\.(upstream_rq_(pending_)?active|circuit_breakers\.default\.remaining_retries)$"
+LATENCY = r"^cluster\..*\.[0-9]+\.upstream_rq_time$"
+_REFUSALS = (".update_rejected", ".update_failure")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,11 @@ class Readings:
 
     numbers: dict[str, int] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+
+    def refused_since(self, before: Readings) -> list[str]:
+        """The counters of refused configurations that have risen."""
+        counters = ((name, count) for name, count in self.numbers.items() if name.endswith(_REFUSALS))
+        return [name for name, count in counters if count > before.numbers.get(name, 0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,21 @@ def parse_histograms(raw: bytes) -> dict[str, Bins]:
             if name is not None:
                 bins = detail.get("totals", ())
                 found[name] = {(item["lower_bound"], item["width"]): item["count"] for item in bins}
+    return found
+
+
+def parse_endpoints(raw: bytes, activity: dict[str, Activity]) -> dict[str, int]:
+    """Requests per endpoint (`ip:port`), over all clusters, from the plain text of `/clusters`.
+
+    A queued request belongs to one endpoint already, but Envoy does not tell which: it is counted with each of its
+    cluster, so that none of them looks idle.
+    """
+    found: dict[str, int] = {}
+    for line in raw.decode(errors="replace").splitlines():
+        cluster, _, rest = line.partition("::")
+        endpoint, mark, value = rest.partition("::rq_active::")
+        if mark and value.isdigit() and not endpoint.startswith("/"):
+            found[endpoint] = found.get(endpoint, 0) + int(value) + activity.get(cluster, Activity()).queued
     return found
 
 
