@@ -13,7 +13,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -41,11 +41,24 @@ LIVES = {"created": Life.CREATED, "running": Life.RUNNING, "paused": Life.RUNNIN
 
 
 class DockerEngine:
-    """Runs replicas as containers of the daemon at `base_url` (`unix:///var/run/docker.sock`)."""
+    """Runs replicas as containers of the daemon at `base_url` (`unix:///var/run/docker.sock`).
+
+    `builders` make the images that no registry has: by the image's name, called with (base_url, name, report) in a
+    thread when such an image is asked for and absent.
+    """
 
     name = "docker"
 
-    def __init__(self, base_url: str, instance: str, clock: Clock, *, deadline: float = CALL_DEADLINE) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        instance: str,
+        clock: Clock,
+        *,
+        deadline: float = CALL_DEADLINE,
+        builders: Mapping[str, Callable[[str, str, Report], object]] | None = None,
+    ) -> None:
+        self._builders = builders or {}
         self._base_url, self._instance, self._clock, self._deadline = base_url, instance, clock, deadline
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         self._clients: dict[float, docker.APIClient] = {}
@@ -220,6 +233,8 @@ class DockerEngine:
     # --- start -------------------------------------------------------------------------------------------------
 
     def _resolve(self, name: str, report: Report) -> str:
+        if name in self._builders and image.find(self._client(), name) is None:
+            self._builders[name](self._base_url, name, report)
         return image.resolve(self._client(), self._client(PULL_SILENCE), name, report)
 
     def _start(self, spec: ReplicaSpec) -> Found:
