@@ -11,6 +11,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,8 @@ class Upload:
         self.size = size
         self._lock = threading.Lock()
         self._unsynced = 0
+        self._syncer = ThreadPoolExecutor(1, "sync")
+        self._syncing: Future[None] | None = None
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with told(path):
             self._file = _open(path)
@@ -93,21 +96,30 @@ class Upload:
             if written:
                 self._digest.update(memoryview(chunks[0])[:written])
                 chunks[0] = chunks[0][written:]
-        # A steady trickle to the disk: one sync at the end of a large file would stall everybody.
+        # A steady trickle to the disk, beside the hashing: one sync at the end of a large file would stall everybody.
         if self._unsynced >= SYNC_EVERY:
-            os.fdatasync(self._file)
+            self._settle()
+            self._syncing = self._syncer.submit(os.fdatasync, self._file)
             self._unsynced = 0
+
+    def _settle(self) -> None:
+        """Wait for the sync that goes on; it tells its errors here."""
+        if self._syncing is not None:
+            syncing, self._syncing = self._syncing, None
+            syncing.result()
 
     def close(self) -> Progressed:
         """Make durable what came, and tell how far it is hashed."""
         with self._lock:
             try:
                 with told(self.path):
+                    self._settle()
                     if self._unsynced:
                         os.fdatasync(self._file)
                 status = os.fstat(self._file)
                 return Progressed(self.offset, status.st_mtime_ns, status.st_ino, self._digest)
             finally:
+                self._syncer.shutdown()
                 os.close(self._file)
 
     def finish(self) -> os.stat_result:
@@ -124,6 +136,7 @@ class Upload:
                     field="sha256",
                     hint="Read the bundle again and send the file from the start.",
                 )
+            self._settle()
             os.fchmod(self._file, 0o444)
             os.fsync(self._file)
             self._unsynced = 0

@@ -1,0 +1,33 @@
+"""What a preview shows of the difference between two versions."""
+
+from __future__ import annotations
+
+from quarterdeck_agent.bundle import HIDDEN, diff, is_secret, parse
+from quarterdeck_agent.protocol import Change, ManifestFile
+
+
+def test_changed_fields_and_files_are_shown_and_nothing_else() -> None:
+    old = parse({"name": "x", "version": "1", "runtime": "python", "settings": {"batch": 1, "port": 1}})
+    new = parse({"name": "x", "version": "2", "runtime": "python", "settings": {"batch": 2}, "resources": {"gpus": 1}})
+    files = [ManifestFile("w", 3, "a" * 64)], [ManifestFile("w", 4, "b" * 64)]
+    assert diff(old, new, *files) == (
+        Change("files.w", "aaaaaaaaaaaa (3 bytes)", "bbbbbbbbbbbb (4 bytes)"),
+        Change("resources.gpus", "0", "1"),
+        Change("settings.batch", "1", "2"),
+        Change("settings.port", "1", None),
+        Change("version", "x:1", "x:2"),
+    )
+
+
+def test_no_secret_is_shown_on_either_side() -> None:
+    env = {"HF_TOKEN": "s3cret", "MAX_TOKENS": "5", "DB": "postgres://u:s3cret@host/db"}
+    config = {"name": "x", "version": "1", "runtime": "python", "env": env}
+    changes = diff(parse(config), parse(config | {"env": {"HF_TOKEN": "s3cret2", "DB": "s3", "apiKey": "s3cret"}}))
+    assert Change("env.HF_TOKEN", HIDDEN, HIDDEN) in changes
+    assert Change("env.MAX_TOKENS", "5", None) in changes
+    assert "s3cret" not in repr(changes)
+
+
+def test_names_of_secrets_are_told_from_names_of_figures() -> None:
+    assert all(map(is_secret, ["API_KEY", "apiKey", "env.PASSWORD", "AWS_SECRET_ACCESS_KEY", "db-password", "HFTOKEN"]))
+    assert not any(map(is_secret, ["MAX_TOKENS", "tokenizer", "KEYBOARD", "files.private/key", "secretary"]))
