@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -281,7 +282,9 @@ def silero_direct(model: Path, samples: Sequence[float]) -> list[float]:
     """The same file called directly in torch, chunk after chunk from a fresh state."""
     import torch
 
-    module = torch.jit.load(str(model)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = torch.jit.load(str(model)).eval()
     chunks = torch.tensor(samples[: len(samples) // CHUNK * CHUNK], dtype=torch.float32).reshape(-1, CHUNK)
     with torch.inference_mode():
         module.reset_states()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -36,7 +36,6 @@ PROTOCOLS = ("oip-v2", "openai", "ollama", "djl", "http")
 FORMATS = ("safetensors", "gguf", "onnx", "torchscript", "torch.export", "pickle", "plain")
 FILLED_BY_ENGINE = ("port", "bundle", "name", "python")
 FILLED_HERE = ("host", "cpus", "threads", "gpus", "model", "version")
-OVERRIDES = ("image", "command", "port", "health_path", "predict_path")
 
 _PLACEHOLDER = re.compile(r"\{(settings\.)?([a-z][a-z0-9_]*)\}")
 _SETTING_ALONE = re.compile(r"\{settings\.([a-z][a-z0-9_]*)\}")
@@ -135,17 +134,25 @@ class RuntimeEntry:
                 hint=f"It runs on: {', '.join(self.engines)}. Choose another runtime or another host.",
             )
         settings = self.check(model)
-        filled = _Filler(_facts(model, engine), settings, self.name)
-        image = _override(settings, "image", self.image)
+        facts = _facts(model, engine)
+        filled = _Filler(facts, settings)
         env = {key: filled.text(value) for key, value in self.env.items()}
+        image, command = settings.get("image") or self.image, settings.get("command")
         return Launch(
             image=filled.text(image) if image and engine != "process" else None,
-            command=filled.words(_override(settings, "command", self.command)),
+            # What a version says itself may name the facts, but not its own settings: those it has at hand.
+            command=_Filler(facts, {}).words(command) if command else filled.words(self.command),
             env={key: value for key, value in env.items() if value} | model.env,
-            port=_override(settings, "port", self.port),
-            health_path=model.health.path or filled.path(settings, "health_path", self.health_path),
-            predict_path=filled.path(settings, "predict_path", self.predict_path),
+            port=settings.get("port") or self.port,
+            health_path=model.health.path or self._url_path(filled, settings, "health_path", self.health_path),
+            predict_path=self._url_path(filled, settings, "predict_path", self.predict_path),
         )
+
+    def _url_path(self, filled: _Filler, settings: Mapping[str, Any], key: str, own: str) -> str:
+        path = filled.text(settings.get(key) or own)
+        if not URL_PATH.fullmatch(path):
+            raise InvalidInput(f"{key} of the runtime {self.name!r} came out as {path[:200]!r}", field=key)
+        return path
 
 
 class Catalogue:
@@ -224,7 +231,8 @@ def parse(name: str, table: object, origin: Literal["built in", "user"] = "user"
 
 
 def _path(table: Fields, key: str) -> str:
-    return check_text(table.required(key), key, 1024) if table.matching(key, URL_PATH, "a path from /") else "/"
+    table.required(key)
+    return table.matching(key, URL_PATH, 'a path, for example "/health"') or ""
 
 
 def _texts(table: Fields, key: str) -> list[str]:
@@ -237,7 +245,9 @@ def _texts(table: Fields, key: str) -> list[str]:
 def _one_of(table: Fields, key: str, allowed: tuple[str, ...]) -> str:
     value = table.required(key)
     if value not in allowed:
-        raise InvalidInput(f"{key} is {value!r}"[:200], field=key, hint=f"Write one of: {', '.join(allowed)}.")
+        raise InvalidInput(
+            f"{table.at(key)} is {value!r}"[:200], field=table.at(key), hint=f"Write one of: {', '.join(allowed)}."
+        )
     return str(value)
 
 
@@ -334,11 +344,6 @@ def _check_override(name: str, value: Any, where: str) -> Any:
     return value
 
 
-def _override(settings: Mapping[str, Any], name: str, own: Any) -> Any:
-    value = settings.get(name)
-    return own if value is None else value
-
-
 # --- filling in ------------------------------------------------------------------------------------------------
 
 
@@ -356,38 +361,30 @@ def _facts(model: ModelConfig, engine: str) -> dict[str, str]:
 
 
 class _Filler:
-    """Fills the placeholders of one entry in for one version."""
+    """Fills placeholders in: facts of one launch, and settings where it is given any."""
 
-    def __init__(self, facts: Mapping[str, str], settings: Mapping[str, Any], runtime: str) -> None:
+    def __init__(self, facts: Mapping[str, str], settings: Mapping[str, Any]) -> None:
         self._facts = facts
         self._settings = settings
-        self._runtime = runtime
 
     def text(self, text: str) -> str:
         return _PLACEHOLDER.sub(self._value, text)
 
-    def words(self, words: tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    def words(self, words: Sequence[str]) -> tuple[str, ...]:
         filled: list[str] = []
         for word in words:
             alone = _SETTING_ALONE.fullmatch(word)
             value = self._settings.get(alone[1]) if alone else None
             if isinstance(value, list):
                 filled.extend(_as_text(item) for item in value)
-            elif not alone or value is not None:
+            elif not (alone and alone[1] in self._settings and value is None):
                 filled.append(self.text(word))
         return tuple(filled)
 
-    def path(self, settings: Mapping[str, Any], name: str, own: str) -> str:
-        path = self.text(_override(settings, name, own))
-        if not URL_PATH.fullmatch(path):
-            raise InvalidInput(f"{name} of the runtime {self._runtime!r} came out as {path[:200]!r}", field=name)
-        return path
-
     def _value(self, match: re.Match[str]) -> str:
-        if match[1]:
-            value = self._settings.get(match[2])
-            return match[0] if match[2] not in self._settings else _as_text(value)
-        return self._facts.get(match[2], match[0])
+        if not match[1]:
+            return self._facts.get(match[2], match[0])
+        return _as_text(self._settings[match[2]]) if match[2] in self._settings else match[0]
 
 
 def _as_text(value: Any) -> str:
