@@ -33,8 +33,8 @@ BACKOFF = (0.2, 10.0)
 OVERLAP = timedelta(seconds=0.1)
 """Read again at resumption: stdout and stderr are stamped apart, so a line may lie behind one that is newer."""
 
-REST = 3.0
-"""Idle time per busy time while a container floods, so that it takes a quarter of a core at most."""
+SHARE = 0.25
+"""Of a core, for one container that floods."""
 
 FLOOD = 64 << 20
 LATE = 30.0
@@ -90,6 +90,22 @@ class DockerLogCollector:
         )
         reader.start()
         return reader
+
+
+class _Pace:
+    """Tells how long to pause so that this thread uses no more than `SHARE` of a core."""
+
+    def __init__(self) -> None:
+        self._bytes, self._cpu, self._wall = 0, time.thread_time(), time.monotonic()
+
+    def pause(self, size: int) -> float:
+        self._bytes += size
+        if self._bytes < 64 * 1024:
+            return 0.0
+        cpu, wall = time.thread_time(), time.monotonic()
+        pause = (cpu - self._cpu) / SHARE - (wall - self._wall)
+        self._bytes, self._cpu, self._wall = 0, cpu, wall + max(0.0, pause)
+        return pause
 
 
 class _GoneError(Exception):
@@ -214,16 +230,16 @@ class _Reader(threading.Thread):
         raise OSError(f"Docker answered {response.status}: {_message(said)}")
 
     def _copy(self, stream: http.client.HTTPResponse, known: Counter[tuple[bytes, str]]) -> int:
-        buffer, total = b"", 0
+        buffer, total, pace = b"", 0, _Pace()
         while piece := stream.read1(64 * 1024):
-            began = time.thread_time()
             buffer += piece
             total += len(piece)
             buffer, at = self._write(buffer, known)
             if total > FLOOD and at is not None and self._late(at):
                 break
-            if len(piece) > 16 * 1024:
-                self._told.wait(REST * (time.thread_time() - began))
+            # Somebody waits for the last words of a container that has ended.
+            if (pause := pace.pause(len(piece))) > 0 and not self.ended.is_set():
+                self._told.wait(pause)
         return total
 
     def _late(self, at: datetime) -> bool:

@@ -1,0 +1,91 @@
+"""The last hour of every gauge, in memory: one ring of four-byte floats per series, one time axis for all.
+
+Written once a tick by the sampler; it reads nothing and forgets a series once all of it is older than an hour.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from quarterdeck_agent.protocol import Sample, Series
+
+LENGTH = 3600
+
+UNITS = {
+    "host.cpu": "ratio",
+    "host.load1": "",
+    "host.memory": "bytes",
+    "host.disk": "bytes",
+    "agent.cpu": "cores",
+    "agent.memory": "bytes",
+    "replica.cpu": "cores",
+    "replica.memory": "bytes",
+    "traffic.rate": "1/s",
+    "traffic.errors": "1/s",
+    "traffic.p50": "s",
+    "traffic.p95": "s",
+    "traffic.p99": "s",
+    "traffic.active": "",
+    "traffic.held": "",
+    "gpu.utilisation": "ratio",
+    "gpu.memory": "bytes",
+    "gpu.temperature": "°C",
+    "gpu.power": "W",
+}
+
+Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Ring:
+    values: array[float]
+    last: int = field(default=-1)
+
+
+class History:
+    """Keeps `length` ticks. A tick in which a series got no value is a gap (`None`) in it."""
+
+    def __init__(self, length: int = LENGTH) -> None:
+        self._length = length
+        self._tick = -1
+        self._times = array("d", [math.nan]) * length
+        self._rings: dict[Key, _Ring] = {}
+
+    def add(self, at: datetime, values: Mapping[Key, float | None]) -> None:
+        """One tick: what every series by (name, key) was at `at`."""
+        self._tick += 1
+        self._times[self._tick % self._length] = at.timestamp()
+        for key, value in values.items():
+            if value is not None:
+                self._set(key, value)
+        if self._tick % 60 == 0:
+            old = self._tick - self._length
+            for key in [key for key, ring in self._rings.items() if ring.last <= old]:
+                del self._rings[key]
+
+    def _set(self, key: Key, value: float) -> None:
+        ring = self._rings.get(key)
+        if ring is None:
+            ring = self._rings[key] = _Ring(array("f", [math.nan]) * self._length, self._tick - 1)
+        for missed in range(max(ring.last + 1, self._tick - self._length + 1), self._tick):
+            ring.values[missed % self._length] = math.nan
+        ring.values[self._tick % self._length] = value
+        ring.last = self._tick
+
+    def series(self, name: str, key: str, since: datetime | None = None) -> Series | None:
+        """One series, oldest sample first, from its first value on; `None` where there is none of that name and key."""
+        ring = self._rings.get((name, key))
+        if ring is None:
+            return None
+        floor = -math.inf if since is None else since.timestamp()
+        samples: list[Sample] = []
+        for tick in range(max(0, self._tick - self._length + 1), self._tick + 1):
+            at = self._times[tick % self._length]
+            value = ring.values[tick % self._length] if tick <= ring.last else math.nan
+            if at > floor and (samples or not math.isnan(value)):
+                samples.append(Sample(datetime.fromtimestamp(at, UTC), None if math.isnan(value) else value))
+        return Series(name, key, UNITS.get(name, ""), tuple(samples))
