@@ -215,10 +215,9 @@ class Client:
         event, id_, data = "message", last_event_id, b""
         async with contextlib.aclosing(self._lines("/watch", {}, read=QUIET_LIMIT, headers=headers)) as lines:
             async for line in lines:
-                if not line:
+                if not line and (data or event != "message"):
                     yield _event(event, id_, data, self.host.name)
                     event, data = "message", b""
-                    continue
                 name, _, value = line.partition(b":")
                 value = value.removeprefix(b" ")
                 if name == b"event":

@@ -122,7 +122,7 @@ async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T, None]:
                 yield getter.result()
             else:
                 getter.cancel()
-                everything.result()
+        everything.result()
     finally:
         everything.cancel()
         await asyncio.gather(*tasks, everything, return_exceptions=True)

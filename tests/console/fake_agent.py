@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import h11
 import msgspec
+
 from quarterdeck_agent import protocol as p
 
 AT = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
@@ -160,9 +161,13 @@ class FakeAgent:
 
     def cut_streams(self) -> None:
         """Cut every connection that is open, without a word."""
-        self._loop.call_soon_threadsafe(lambda: [writer.transport.abort() for writer in list(self._writers)])
+        self._loop.call_soon_threadsafe(self._abort)
 
     # --- underneath ---
+
+    def _abort(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -173,8 +178,7 @@ class FakeAgent:
         ready.set()
         await self._stop.wait()
         server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
+        self._abort()
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()

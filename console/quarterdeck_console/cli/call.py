@@ -17,8 +17,8 @@ from quarterdeck_console.cli.output import Output
 from quarterdeck_console.errors import Usage
 
 if TYPE_CHECKING:
-    from quarterdeck_console.config import Fleet, Host
     from quarterdeck_console.client import Client
+    from quarterdeck_console.config import Fleet, Host
     from quarterdeck_console.errors import ConsoleError
 
 Function = Callable[..., int]

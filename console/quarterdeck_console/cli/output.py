@@ -163,7 +163,7 @@ class Output:
     def confirm(self, question: str, flag: str = "--yes") -> None:
         """Ask a person, default No. Raises `Usage` where there is nobody to ask, `ConsoleError` on No."""
         if not (sys.stdin.isatty() and self._err.isatty()) or self.json:
-            raise Usage(f"{question} needs a confirmation, and there is no terminal to ask on", hint=f"give {flag}")
+            raise Usage(f"not confirmed, and there is no terminal to ask on: {question}", hint=f"give {flag}")
         self._clear()
         self._err.write(f"{clean(question)} [y/N] ")
         self._err.flush()

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from quarterdeck_agent import protocol as p
 
 FOLDER = Path(__file__).parents[1] / "schemas"
-PREFIX = "https://quarterdeck.dev/schemas/v1/"
+PREFIX = "urn:quarterdeck:schema:v1:"
 
 LISTS: dict[str, type] = {
     "DeploymentList": p.DeploymentStatus,
@@ -127,7 +128,7 @@ def _with_definitions(kind: str, document: dict[str, Any]) -> dict[str, Any]:
         if name not in wanted:
             wanted[name] = known[name]
             waiting |= _names(known[name])
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"{PREFIX}{kind}.json", "title": kind}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"{PREFIX}{kind}", "title": kind}
     return {**head, **document, "$defs": dict(sorted(wanted.items()))}
 
 
