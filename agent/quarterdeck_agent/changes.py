@@ -56,6 +56,7 @@ class Draft:
     rollback_of: int | None = None
     starts_nothing: bool = False
     image: str | None = None
+    golden: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +143,11 @@ class Changes:
         now = self._deployment(name)
         target = self._rollback_target(now, request.to)
         spec = replace(target.spec, stopped=False)
+        draft = self._draft("rollback", name, spec, request.why, now)
         return replace(
-            self._draft("rollback", name, spec, request.why, now),
+            draft,
             rollback_of=target.number,
-            image=target.image,
+            image=target.image or draft.image,
             command=f"qd rollback {name} --to {target.number}",
         )
 
@@ -189,7 +191,8 @@ class Changes:
             command=command(kind, name, spec),
             generation=now.generation if now else 0,
             why=why,
-            image=same_image(now, spec),
+            golden=len(model.golden),
+            image="" if launch.image is None else same_image(now, spec),
             starts_nothing=spec.stopped or (live is not None and live.body == body and not live.spec.stopped),
         )
 
@@ -426,7 +429,7 @@ def preview_steps(draft: Draft) -> tuple[str, ...]:
         return ("answer 503 on the endpoint", "drain and stop all replicas")
     if draft.starts_nothing:
         return (f"go to {count} of the running revision",)
-    gate = (f"ready for {draft.spec.dwell:g} s",) + (("golden requests",) if draft.spec.golden else ())
+    gate = (f"ready for {draft.spec.dwell:g} s",) + (("golden requests",) if draft.golden and draft.spec.golden else ())
     if draft.choice.handover == "hold":
         old = ("hold new requests", "drain and stop the old replicas", "wait until the memory is free")
         return ("stage the version", *old, f"start {count}", *gate, "release the requests")

@@ -32,8 +32,7 @@ from quarterdeck_agent.drivers.docker import DockerEngine
 from quarterdeck_agent.drivers.docker_logs import DockerLogCollector
 from quarterdeck_agent.drivers.envoy import EnvoyGateway
 from quarterdeck_agent.drivers.envoy_process import find_binary
-from quarterdeck_agent.drivers.host import HostReader
-from quarterdeck_agent.drivers.nvml import Nvml
+from quarterdeck_agent.drivers import probe
 from quarterdeck_agent.drivers.process import ProcessEngine
 from quarterdeck_agent.drivers.simulated import SimulatedEngine
 from quarterdeck_agent.errors import AgentError

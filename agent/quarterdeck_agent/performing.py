@@ -148,7 +148,7 @@ class Performer:
         try:
             if revision.image is None:
                 image = recipe.launch.image
-                resolved = await self._resolve(d.name, image) if image and self.engine.name == "docker" else ""
+                resolved = await self._resolve(d.name, image) if image else ""
                 await self._write(self.store.set_image, d.name, revision.number, resolved)
             await self.stage(revision.spec.version)
             self.seen.staged(revision.spec.version)

@@ -255,18 +255,17 @@ def _advance(d: WantedDeployment, mine: tuple[SeenReplica, ...], seen: Seen, now
     if d.target.spec.stopped or (same_body and not d.holding):
         yield Promote(d.target)
         return
-    if not is_staged(d.target, seen):
-        yield Stage(d.target)
-        return
-    if _waits_for_hold(d):
-        yield Hold(d.target)
-        return
     ready = [r for r in mine if r.found.body == d.target.body and r.running and _dwelt(r, d.target, now)]
-    if len(ready) < d.target.spec.replicas:
-        return
-    if d.target.spec.golden and not d.target.passed:
+    enough = len(ready) >= d.target.spec.replicas
+    if enough and d.target.passed:
+        yield Promote(d.target)  # a warm revision: nothing to stage, to hold or to check
+    elif not is_staged(d.target, seen):
+        yield Stage(d.target)
+    elif _waits_for_hold(d):
+        yield Hold(d.target)
+    elif enough and d.target.spec.golden:
         yield Check(d.target, ready[0].found)
-    else:
+    elif enough:
         yield Promote(d.target)
 
 

@@ -121,7 +121,7 @@ class Reconciler:
     async def _perform(self, d: WantedDeployment, steps: tuple[Step, ...]) -> None:
         try:
             for step in steps:
-                log.debug("%s: %s", d.name, step)
+                log.debug("%s: %s", d.name, type(step).__name__)
                 await self._parts.performer.perform(d, step)
         except AgentError as error:
             log.warning("%s: %s", d.name, error.detail)

@@ -150,6 +150,9 @@ class Reporter:
         if phase.name == "stage":
             return replace(phase, detail=self._progress.get(d.name, phase.detail))
         self._progress.pop(d.name, None)
+        if phase.name == "golden":
+            count = len(self.recipe(d.target).model.golden)
+            return replace(phase, detail=f"{count} request{'' if count == 1 else 's'}" if count else "the version has none")
         return phase
 
     async def _track(self, operation: str, phase: Phase) -> None:

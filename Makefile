@@ -1,0 +1,41 @@
+# Everything happens in a virtual environment of the project's own, pinned by constraints.txt.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help demo test check bench schemas clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt scikit-learn -e '.[agent,torch]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.base ## train, push, deploy, upgrade under load, refuse a bad version, roll back
+	$(BIN)/qd demo $(DEMO)
+
+test: $(VENV)/.dev ## all tests; those of containers too where a Docker Engine answers
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.dev ## lint, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## measure speed and memory as ratios against something real, and print the table
+	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+schemas: $(VENV)/.dev ## write the shipped schemas anew
+	$(BIN)/python -m quarterdeck_console.schemas
+	$(BIN)/python -m quarterdeck_agent.api.schema tests/agent/api/openapi.json
+
+clean: ## remove what was built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results
