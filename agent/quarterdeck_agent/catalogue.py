@@ -4,8 +4,8 @@ An entry tells with which image and command a version is served, on which port a
 adds an entry or replaces a built-in one of the same name. Nothing here starts anything.
 
 Texts of an entry (command, env, paths, image) may hold `{settings.x}` (the version's own setting), `{host}` (the
-address to listen on), `{cpus}` and `{threads}` (the CPU ask; empty and 1 without one), `{gpus}`, `{model}` and
-`{version}`, filled in here, and `{port}`, `{bundle}`, `{name}`, `{python}`, which the engine fills in when it starts
+address to listen on), `{cpus}` and `{threads}` (the CPU ask; empty and 1 without one), `{gpus}`, `{model}`,
+`{version}` and `{release}` (of the agent), filled in here, and `{port}`, `{bundle}`, `{name}`, `{python}`, which the engine fills in when it starts
 a replica. An item of a command that is nothing but a setting with a list becomes the list's items. A variable whose
 value comes out empty is left out. A setting called image, command, port, health_path or predict_path replaces what
 the entry says under that name.
@@ -21,6 +21,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -35,7 +36,8 @@ ENGINES = ("process", "docker")
 PROTOCOLS = ("oip-v2", "openai", "ollama", "djl", "http")
 FORMATS = ("safetensors", "gguf", "onnx", "torchscript", "torch.export", "pickle", "plain")
 FILLED_BY_ENGINE = ("port", "bundle", "name", "python")
-FILLED_HERE = ("host", "cpus", "threads", "gpus", "model", "version")
+FILLED_HERE = ("host", "cpus", "threads", "gpus", "model", "version", "release")
+DISTRIBUTION = "quarterdeck"
 
 _PLACEHOLDER = re.compile(r"\{(settings\.)?([a-z][a-z0-9_]*)\}")
 _SETTING_ALONE = re.compile(r"\{settings\.([a-z][a-z0-9_]*)\}")
@@ -103,7 +105,7 @@ class RuntimeEntry:
             predict_path=self.predict_path,
             formats=self.formats,
             engines=self.engines,
-            image=self.image,
+            image=self.image.replace("{release}", release()) if self.image else None,
             command=self.command,
             origin=self.origin,
             homepage=self.homepage,
@@ -357,7 +359,16 @@ def _facts(model: ModelConfig, engine: str) -> dict[str, str]:
         "gpus": str(model.resources.gpus),
         "model": model.name,
         "version": model.version,
+        "release": release(),
     }
+
+
+def release() -> str:
+    """The release of the agent, which names the image of the Python runtimes; see runtime_image.py."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "0.1.0"
 
 
 class _Filler:

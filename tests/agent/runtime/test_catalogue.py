@@ -12,9 +12,10 @@ from quarterdeck_agent.bundle import ModelConfig, parse
 from quarterdeck_agent.catalogue import Catalogue, Launch, load
 from quarterdeck_agent.catalogue import parse as parse_entry
 from quarterdeck_agent.errors import InvalidInput, NotFound
+from quarterdeck_agent.runtime_image import default_tag
 
 BUILT_IN = Path(quarterdeck_agent.__file__).parent / "runtimes"
-RUNTIME = "quarterdeck/runtime:0.1.0"
+RUNTIME = default_tag()
 SERVE = ("{python}", "-m", "quarterdeck_runtime", "--bundle", "{bundle}", "--host")
 INFER = "/v2/models/{name}/infer"
 
@@ -206,6 +207,12 @@ def test_the_cpu_ask_and_the_version_s_own_variables_reach_the_environment(catal
 def test_the_version_s_health_path_wins(catalogue: Catalogue) -> None:
     launch = catalogue.get("vllm").launch(model("vllm", health={"path": "/mine"}), "docker")
     assert launch.health_path == "/mine"
+
+
+def test_the_wire_tells_the_image_as_it_is_called_on_the_host(catalogue: Catalogue) -> None:
+    assert catalogue.get("python").described().image == RUNTIME
+    launch = catalogue.get("command").launch(model("command", {"command": ["serve"]}), "docker")
+    assert launch.image == RUNTIME
 
 
 def test_a_pretend_host_launches_any_runtime(catalogue: Catalogue) -> None:
