@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from quarterdeck_agent.protocol import HostInfo, Part, PartState
+from quarterdeck_agent.protocol import DeploymentState, DeploymentStatus, HostInfo, Part, PartState
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -29,3 +29,22 @@ def host_info() -> HostInfo:
 
 def part(name: str = "engine", state: PartState = PartState.OK) -> Part:
     return Part(name, state, NOON)
+
+
+def deployment(name: str = "there") -> DeploymentStatus:
+    return DeploymentStatus(
+        name=name,
+        generation=3,
+        state=DeploymentState.SERVING,
+        summary="serving",
+        wanted_revision=1,
+        live_revision=1,
+        label="digits:1",
+        version="0" * 64,
+        replicas_wanted=1,
+        replicas_ready=1,
+        endpoint=f"http://127.0.0.1:8080/{name}",
+        predict_path="/predict",
+        since=NOON,
+        by="ada",
+    )
