@@ -5,10 +5,10 @@ adds an entry or replaces a built-in one of the same name. Nothing here starts a
 
 Texts of an entry (command, env, paths, image) may hold `{settings.x}` (the version's own setting), `{host}` (the
 address to listen on), `{cpus}` and `{threads}` (the CPU ask; empty and 1 without one), `{gpus}`, `{model}`,
-`{version}` and `{release}` (of the agent), filled in here, and `{port}`, `{bundle}`, `{name}`, `{python}`, which the engine fills in when it starts
-a replica. An item of a command that is nothing but a setting with a list becomes the list's items. A variable whose
-value comes out empty is left out. A setting called image, command, port, health_path or predict_path replaces what
-the entry says under that name.
+`{version}` and `{release}` (of the agent), filled in here, and `{port}`, `{bundle}`, `{name}`, `{python}`, which the
+engine fills in when it starts a replica. An item of a command that is nothing but a setting with a list becomes the
+list's items. A variable whose value comes out empty is left out. A setting called image, command, port, health_path
+or predict_path replaces what the entry says under that name.
 
 Under docker `command` follows the image's own entrypoint, as in `docker run IMAGE COMMAND`; the process engine runs
 it as it is, in the bundle's folder.
