@@ -73,8 +73,9 @@ class EnvoyGateway:
         self._latencies = Latencies()
         self._budgets: dict[str, int] | None = None
         self._listening: str | None = None
-        self._listed: dict[str, Json] | None = None
+        self._listed: dict[str, Json] = {}
         self._changed = 0.0
+        self._leaving = False
         self.placeholder = str(folder / "nobody.sock")
         self.access_log = str(folder / "access.log")
 
@@ -113,20 +114,22 @@ class EnvoyGateway:
         async with self._lock:
             ends = time.monotonic() + self._deadline
             listeners, clusters = self._located(resources)
-            self._listed = {str(listed["cluster_name"]): listed for listed in resources.endpoints}
-            leaving = [old for old in self._files.resources("cds") if old["name"] not in self._listed]
-            endpoints = {}
-            for name, listed in self._listed.items():
-                assignment = _with_leaving(listed, self._files.resources(f"eds-{name}"))
-                endpoints[f"cluster.{name}.version_text"] = digest(assignment)
+            self._leaving = False  # until this is through, nothing is let go of
+            listed = {str(assignment["cluster_name"]): assignment for assignment in resources.endpoints}
+            leaving = [old for old in self._files.resources("cds") if old["name"] not in listed]
+            endpoints = {
+                name: _with_leaving(item, self._files.resources(f"eds-{name}")) for name, item in listed.items()
+            }
+            for name, assignment in endpoints.items():
                 self._files.write_if_changed(f"eds-{name}", digest(assignment), [assignment])
-            self._changed = time.monotonic()
-            await self._change({"cds": (resources.digest, [*clusters, *leaving])}, endpoints, ends)
+            confirmed = {f"cluster.{name}.version_text": digest(item) for name, item in endpoints.items()}
+            await self._change({"cds": (resources.digest, [*clusters, *leaving])}, confirmed, ends)
             self._budgets = None
             self._listening = digest(listeners)
             routed = {"rds": (resources.digest, resources.routes), "lds": (self._listening, listeners)}
             await self._change(routed, {}, ends)
-            self._changed = time.monotonic()
+            self._listed, self._changed = listed, time.monotonic()
+            self._leaving = bool(leaving) or endpoints != listed
 
     async def observe(self) -> GatewaySeen:
         """The digest that Envoy confirmed as a whole, and what runs or waits per cluster and per endpoint."""
@@ -135,8 +138,8 @@ class EnvoyGateway:
             activity = cluster_activity(readings, self._retry_budgets())
             requests = parse_endpoints(await self._admin.get("/clusters"), activity)
             active = {name: seen.active for name, seen in activity.items()}
-            if self._listed is not None and time.monotonic() - self._changed > _SETTLED:
-                self._tidy(self._listed, active, requests)
+            if self._leaving and time.monotonic() - self._changed > _SETTLED:
+                self._leaving = self._tidy(active, requests)
         return GatewaySeen(self._confirmed_digest(readings), active, self._process.version, requests)
 
     def _confirmed_digest(self, readings: Readings) -> str | None:
@@ -199,16 +202,20 @@ class EnvoyGateway:
             return f"another program has {self._host}:{self._port}; end it, or give the gateway another port"
         return f"look into {self._process.log}"
 
-    def _tidy(self, listed: dict[str, Json], active: dict[str, int], requests: dict[str, int]) -> None:
-        """Let go of the clusters and endpoints that are not listed any more and have nothing in flight."""
+    def _tidy(self, active: dict[str, int], requests: dict[str, int]) -> bool:
+        """Let go of what is not listed any more and has nothing in flight; whether something has to stay."""
+        listed = self._listed
         clusters = self._files.resources("cds")
         kept = [cluster for cluster in clusters if cluster["name"] in listed or active.get(str(cluster["name"]), 0)]
         if len(kept) < len(clusters):
             self._files.write("cds", self._files.version("cds") or "", kept)
         self._files.forget_endpoints(str(cluster["name"]) for cluster in kept)
+        stays = len(kept) > len(listed)
         for name, assignment in listed.items():
             now = _with_leaving(assignment, self._files.resources(f"eds-{name}"), requests)
+            stays = stays or now != assignment
             self._files.write_if_changed(f"eds-{name}", digest(now), [now])
+        return stays
 
     # --- figures ---------------------------------------------------------------------------------------------
 

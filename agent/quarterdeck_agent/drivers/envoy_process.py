@@ -55,7 +55,7 @@ class EnvoyProcess:
         self.folder = folder
         self.files = ResourceFiles(folder / "xds")
         self.log = folder / "envoy.log"
-        self.admin = Admin(folder / "admin.sock")
+        self.admin = Admin(folder / "admin.sock", min(5.0, deadline))
         self.version = ""
         self._binary = binary
         self._concurrency = concurrency
@@ -75,7 +75,8 @@ class EnvoyProcess:
     def prepare(self) -> tuple[str, ...]:
         """Write what Envoy needs to start and return its command line, to run in the foreground (a systemd unit).
 
-        Its stderr belongs appended to `log`: with a `--log-path` of its own Envoy would write reasons late. The last configuration stays where it is: after a reboot the gateway serves before the agent does.
+        Its stderr belongs appended to `log`: through a `--log-path` Envoy would write its reasons late. The last
+        configuration stays where it is: after a reboot the gateway serves before the agent does.
         """
         make_folder(self.folder)
         self.files.prepare()

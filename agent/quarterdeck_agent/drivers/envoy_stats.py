@@ -5,6 +5,7 @@ Source of the formats: envoyproxy.io, operations/admin, `GET /stats`.
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field
 
@@ -95,11 +96,12 @@ def parse_endpoints(raw: bytes, activity: dict[str, Activity]) -> dict[str, int]
     cluster, so that none of them looks idle.
     """
     found: dict[str, int] = {}
-    for line in raw.decode(errors="replace").splitlines():
-        cluster, _, rest = line.partition("::")
-        endpoint, mark, value = rest.partition("::rq_active::")
-        if mark and value.isdigit() and not endpoint.startswith("/"):
-            found[endpoint] = found.get(endpoint, 0) + int(value) + activity.get(cluster, Activity()).queued
+    pieces = raw.decode(errors="replace").split("::rq_active::")  # one line of some twenty that each endpoint has
+    for before, after in itertools.pairwise(pieces):
+        cluster, _, endpoint = before.rpartition("\n")[2].partition("::")
+        if not endpoint.startswith("/"):
+            running = int(after.partition("\n")[0])
+            found[endpoint] = found.get(endpoint, 0) + running + activity.get(cluster, Activity()).queued
     return found
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -387,6 +388,24 @@ def test_a_killed_envoy_is_started_again_with_what_it_had(make_gateway: MakeGate
     run(test)
 
 
+def test_an_envoy_that_hangs_is_told_in_time_and_not_doubled(make_gateway: MakeGateway) -> None:
+    async def test() -> None:
+        port = free_port()
+        await make_gateway(port=port).ensure()
+        gateway = make_gateway(port=port, deadline=0.5)
+        pid = gateway.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        for question in (gateway.observe, gateway.ensure):
+            with pytest.raises(GatewayError, match="did not answer"):
+                await asyncio.wait_for(question(), 5)
+        os.kill(pid, signal.SIGCONT)
+        await make_gateway(port=port).ensure()
+        assert gateway.pid == pid
+
+    run(test)
+
+
 def test_the_gateway_outlives_the_agents_process(make_gateway: MakeGateway, folder: Path) -> None:
     script = (
         "import asyncio, os, pathlib, sys\n"
@@ -431,9 +450,15 @@ def test_a_refused_configuration_tells_why_and_leaves_the_old_one_serving(make_g
             wrong[0]["virtual_hosts"].append({"name": "again", "domains": ["*"]})
             with pytest.raises(GatewayError, match="single wildcard domain"):
                 await gateway.apply(replace(good, routes=tuple(wrong), digest="wrong"))
+            other = configured(gateway, Route("other", 1, clusters=(Target(1),)))
+            with pytest.raises(GatewayError, match="single wildcard domain"):
+                await gateway.apply(replace(other, routes=tuple(wrong), digest="other"))
+            await asyncio.sleep(1.2)  # long enough for the driver to tidy up what it should not
+            await gateway.observe()
             assert (await ask(gateway, "/digits")).status == 200
             await gateway.apply(good)
             assert (await gateway.observe()).applied == good.digest
+            await seen(gateway, lambda found: set(found.active) == {"digits.1"})
 
     run(test)
 
