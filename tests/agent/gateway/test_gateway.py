@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -427,6 +428,8 @@ def test_the_gateway_outlives_the_agents_process(make_gateway: MakeGateway, fold
         pid = gateway.pid
         assert pid is not None
         assert os.getsid(pid) != os.getsid(0)
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        assert soft == hard
         await gateway.ensure()
         async with Upstream("one").listening() as one:
             await gateway.apply(configured(gateway, route(1, (1, one))))
