@@ -125,8 +125,29 @@ plain = st.recursive(
     max_leaves=12,
 )
 keys = st.sampled_from(
-    ["name", "version", "runtime", "settings", "env", "resources", "health", "golden", "container", "metadata", "card"]
-    + ["gpus", "memory", "cpus", "path", "start_timeout", "body", "body_file", "tolerance", "status", "user"]
+    [
+        "name",
+        "version",
+        "runtime",
+        "settings",
+        "env",
+        "resources",
+        "health",
+        "golden",
+        "container",
+        "metadata",
+        "card",
+        "gpus",
+        "memory",
+        "cpus",
+        "path",
+        "start_timeout",
+        "body",
+        "body_file",
+        "tolerance",
+        "status",
+        "user",
+    ]
 )
 tables = st.dictionaries(keys, plain | st.dictionaries(keys, plain) | st.lists(st.dictionaries(keys, plain)))
 
