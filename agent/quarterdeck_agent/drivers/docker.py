@@ -61,6 +61,7 @@ class DockerEngine:
         self._builders = builders or {}
         self._base_url, self._instance, self._clock, self._deadline = base_url, instance, clock, deadline
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
+        self._making = threading.Lock()
         self._clients: dict[float, docker.APIClient] = {}
         self._late: set[Future[Any]] = set()
         self._seen: dict[str, tuple[object, Found]] = {}
@@ -140,12 +141,12 @@ class DockerEngine:
     def _client(self, timeout: float | None = None) -> docker.APIClient:
         """One client a read timeout. The SDK gives up a little before its caller, so that the thread comes free."""
         timeout = self._deadline * 0.9 if timeout is None else timeout
-        if timeout not in self._clients:
-            # Two threads may both make one; the loser's is closed by the collector before it was ever used.
-            self._clients[timeout] = docker.APIClient(
-                base_url=self._base_url, version="auto", timeout=timeout, max_pool_size=THREADS
-            )
-        return self._clients[timeout]
+        with self._making:
+            if timeout not in self._clients:
+                self._clients[timeout] = docker.APIClient(
+                    base_url=self._base_url, version="auto", timeout=timeout, max_pool_size=THREADS
+                )
+            return self._clients[timeout]
 
     # --- what is there -----------------------------------------------------------------------------------------
 

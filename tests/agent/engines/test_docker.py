@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -395,7 +396,7 @@ def test_an_image_that_its_registry_does_not_have_is_told_with_the_registrys_wor
 # --- a daemon that is dead or hangs ----------------------------------------------------------------------------
 
 
-# The SDK forgets a socket that could not connect; the collector closes it.
+# The SDK forgets a socket that could not connect; the collector closes it, here and not in a later test.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_dead_daemon_is_unresponsive_and_says_where(tmp_path: Path) -> None:
     async def story() -> None:
@@ -406,6 +407,7 @@ def test_a_dead_daemon_is_unresponsive_and_says_where(tmp_path: Path) -> None:
         await engine.close()
 
     asyncio.run(story())
+    gc.collect()
 
 
 def test_a_hung_daemon_is_unresponsive_within_the_deadline_and_well_again_when_it_wakes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The image of the Python runtimes, built from this very interpreter, imports what it must as nobody on a read-only root."""
+"""The image of the Python runtimes, built from this very interpreter, works as nobody on a read-only root."""
 
 from __future__ import annotations
 
