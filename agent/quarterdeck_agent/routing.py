@@ -152,8 +152,8 @@ def _cluster(route: Route, target: Target) -> Json:
         "max_retries": in_flight + queue,
         "track_remaining": True,
     }
-    # Five random choices find the idlest of a few replicas nearly always, and spread a burst evenly; a full scan sends
-    # a burst to one replica, because requests whose connection is still being opened do not count as running.
+    # Five random choices find the idlest of a few replicas nearly always. A full scan would send a burst that finds all
+    # idle to the first of them: a request counts as running only once its connection is open.
     policy = {"@type": _LEAST_REQUEST, "choice_count": 5}
     least_request = {"name": "least_request", "typed_config": policy}
     return {
