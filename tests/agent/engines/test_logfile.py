@@ -70,12 +70,8 @@ def test_a_full_file_is_rotated_and_the_oldest_dropped_with_a_marker(tmp_path: P
     assert first.startswith(f"{HEAD} a dropped ")
     assert first.endswith(" bytes: log cap reached")
     assert rest[-1] == f"{HEAD} o line 29"
-    order = [
-        line.split()[-1]
-        for name in ("2.log", "1.log", "current.log")
-        for line in (tmp_path / name).open()
-        if " o " in line
-    ]
+    text = "".join((tmp_path / name).read_text() for name in ("2.log", "1.log", "current.log"))
+    order = [line.split()[-1] for line in text.splitlines() if " o " in line]
     assert order == [f"{number:02d}" for number in range(30 - len(order), 30)]
 
 
@@ -106,10 +102,10 @@ def test_what_the_disk_refuses_is_counted_and_told_later(tmp_path: Path, monkeyp
             return real(descriptor, data[:5])
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(logfile.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     log.write("o", b"lost\n")
     assert log.dropped == 5
-    monkeypatch.setattr(logfile.os, "write", real)
+    monkeypatch.setattr(os, "write", real)
     log.write("o", b"after\n")
     log.close()
     assert kept(tmp_path) == f"{HEAD} o before\n{HEAD} a dropped 5 bytes: the disk refused them\n{HEAD} o after\n"
