@@ -87,6 +87,15 @@ def _one_of(*words: str) -> Read:
     return read
 
 
+def _switch(value: Any) -> bool:
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or value.lower() not in words:
+        raise ValueError("must be true or false")
+    return words[value.lower()]
+
+
 def _setting(key: str, read: Read, default: Any = MISSING) -> Any:
     """A field that `agent.toml` calls `key` (`table.name`) and that `read` turns into its value or refuses."""
     return field(default=default, metadata={"key": key, "read": read})
@@ -104,7 +113,8 @@ class Settings:
     docker_url: str = _setting("docker_url", _text, "unix:///var/run/docker.sock")
     gateway_host: str = _setting("gateway.host", _text, "127.0.0.1")
     gateway_port: int = _setting("gateway.port", _whole(1, 65_535), 8_080)
-    gateway_concurrency: int = _setting("gateway.concurrency", _whole(1, 256), 2)
+    gateway_concurrency: int = _setting("gateway.concurrency", _whole(1, 256), 1)
+    gateway_supervised: bool = _setting("gateway.supervised", _switch, False)
     envoy: str | None = _setting("gateway.envoy", _text, None)
     log_file_size: int = _setting("logs.file_size", _size, 10 * 2**20)
     log_files: int = _setting("logs.files", _whole(2, 100), 10)

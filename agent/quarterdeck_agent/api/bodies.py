@@ -5,6 +5,7 @@ FastAPI's own reading would take `"3"` for 3 and `true` for 1, so a body is vali
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import Annotated, Any
 
@@ -72,6 +73,8 @@ def _bounded(value: Any, where: str) -> None:
             _bounded(inner, f"{where}[{index}]")
     elif isinstance(value, int) and abs(value) > INTEGER_MAX:
         raise InvalidInput("The number is too large", field=where[:200], hint=f"At most {INTEGER_MAX}.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidInput("The number is too large", field=where[:200])
     elif isinstance(value, str) and len(value) > TEXT_MAX:
         raise InvalidInput("The text is too long", field=where[:200], hint=f"At most {TEXT_MAX} characters.")
 

@@ -137,4 +137,5 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         BadMethod: f"{short(request.method)} is not possible at {short(request.url.path)}",
     }
     refused = known(details.get(known, known.title), hint="See /v1/openapi.json for what there is.")
-    return problem(refused, {"allow": error.headers["allow"]} if error.headers and "allow" in error.headers else None)
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    return problem(refused, {"allow": headers["allow"]} if "allow" in headers else None)

@@ -145,7 +145,7 @@ def test_a_body_that_is_too_large_is_refused_by_its_length_and_by_its_bytes(api:
 
 
 NAMES = [
-    "..", ".", "%2e%2e", "%252e%252e%252fetc", "%2e%2e%2f", "..%5c", "a%00b", "a%0ab", "-a", "A", "a" * 64, "a" * 4096,
+    "..", "%2e%2e", "%252e%252e%252fetc", "%2e%2e%2f", "..%5c", "a%00b", "a%0ab", "-a", "A", "a" * 64, "a" * 4096,
     "%c0%ae", "ａ", "а", "a b", "a%2fb", "%E2%80%AEa", "[/x]", "%1b[2J", "a" * 9000,
 ]  # fmt: skip
 

@@ -65,6 +65,7 @@ def test_an_override_beats_the_environment_which_beats_the_file(tmp_path: Path) 
         ("min_free = -1", "min_free", "a size such as"),
         ("min_free = true", "min_free", "a size such as"),
         ("min_free = 1.5", "min_free", "a size such as"),
+        ("[gateway]\nsupervised = 1", "gateway.supervised", "true or false"),
         ("[probe]\ninterval = 0", "probe.interval", "seconds from"),
         ("[probe]\ninterval = nan", "probe.interval", "seconds from"),
     ],
