@@ -152,7 +152,7 @@ keys = st.sampled_from(
 tables = st.dictionaries(keys, plain | st.dictionaries(keys, plain) | st.lists(st.dictionaries(keys, plain)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(plain | tables | tables.map(lambda table: SMALL | table))
 def test_whatever_comes_in_nothing_but_invalid_input_goes_out(config: object) -> None:
     try:
