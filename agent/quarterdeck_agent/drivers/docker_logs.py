@@ -18,15 +18,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from quarterdeck_agent.drivers.base import Found, Life
+from quarterdeck_agent.drivers.docker_socket import dialer
 from quarterdeck_agent.drivers.logfile import FILE_COUNT, FILE_SIZE, LogFile
 from quarterdeck_agent.tape import STAMP, Owner, Tape
 
 log = logging.getLogger(__name__)
 
-CONNECT_DEADLINE = 5.0
+CLOSE_DEADLINE = 5.0
 BACKOFF = (0.2, 10.0)
 """Seconds between two attempts, doubled from the first to the last."""
 
@@ -51,7 +52,7 @@ class DockerLogCollector:
     def __init__(
         self, base_url: str, folder_of: FolderOf, *, file_size: int = FILE_SIZE, file_count: int = FILE_COUNT
     ) -> None:
-        self._dial = _dialer(base_url)
+        self._dial = dialer(base_url)
         self._folder_of = folder_of
         self._size, self._count = file_size, file_count
         self._readers: dict[str, _Reader] = {}
@@ -78,7 +79,7 @@ class DockerLogCollector:
         for reader in self._readers.values():
             reader.stop()
         for reader in self._readers.values():
-            reader.join(CONNECT_DEADLINE)
+            reader.join(CLOSE_DEADLINE)
         self._readers.clear()
 
     def _start(self, found: Found) -> _Reader:
@@ -285,27 +286,6 @@ class _Reader(threading.Thread):
         # A float of today's seconds is exact to 0.24 µs: the nudge keeps it inside its own microsecond.
         self._file.write(stream, text.rstrip(b"\n") + b"\n", at.timestamp() + 3e-7)
         return at
-
-
-def _dialer(base_url: str) -> Callable[[], socket.socket]:
-    """Opens sockets to `unix:///path` or `tcp://host:port`."""
-    parts = urlsplit(base_url)
-    if parts.scheme in ("unix", "http+unix"):
-        path = parts.netloc + parts.path
-
-        def dial() -> socket.socket:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.settimeout(CONNECT_DEADLINE)
-            try:
-                sock.connect(path)
-            except OSError:
-                sock.close()
-                raise
-            return sock
-
-        return dial
-    address = (parts.hostname or "127.0.0.1", parts.port or 2375)
-    return lambda: socket.create_connection(address, timeout=CONNECT_DEADLINE)
 
 
 def _message(said: bytes) -> str:

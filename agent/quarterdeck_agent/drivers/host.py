@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import struct
 import time
 from pathlib import Path
 
@@ -80,3 +82,14 @@ def _resident() -> int | None:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
+
+
+def clock_synchronised() -> bool | None:
+    """Whether NTP disciplines the kernel's clock (adjtimex(2): not STA_UNSYNC); `None` where it cannot be told."""
+    if struct.calcsize("P") != 8:
+        return None
+    timex = ctypes.create_string_buffer(512)  # modes = 0 only reads
+    if ctypes.CDLL(None, use_errno=True).adjtimex(timex) < 0:
+        return None
+    (status,) = struct.unpack_from("i", timex, 40)
+    return not status & 0x0040
