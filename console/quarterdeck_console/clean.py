@@ -49,6 +49,16 @@ def clean_all(value: Any) -> Any:
     return value
 
 
+def escape_json(text: str) -> str:
+    """JSON text with every such character as a JSON escape: the same value, harmless where it is shown."""
+    return _CLEAN.sub(_json_escape, text)
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at] << 8 | units[at + 1]:04x}" for at in range(0, len(units), 2))
+
+
 def is_plain(raw: bytes) -> bool:
     """Whether this JSON text cannot hold anything to clean: plain ASCII without an escape."""
     return raw.isascii() and _SUSPECT_ASCII.search(raw) is None

@@ -66,13 +66,14 @@ async def read_bundle(folder: Path, allow_pickle: bool) -> AsyncGenerator[PushPr
 
 async def push(host: Host, package: bundle.Bundle, timeout: float = 30.0) -> AsyncGenerator[PushProgress, None]:
     """Send what the host misses and register the version. After a cut it asks what is there and goes on from it."""
-    operation_id, pauses, failures, best = new_id(), back_off(), 0, -1
+    operation_id, pauses, failures, best, answered = new_id(), back_off(), 0, -1, False
     total, label = package.size, package.label
     while True:
         progress = _Sent()
         try:
             async with Client(host, timeout) as client:
                 plan = await client.plan_push(package.request)
+                answered = True
                 missing = sum(blob.size - blob.offset for blob in plan.missing)
                 progress.start = total - missing
                 async for _ in _send_all(client, package, plan, progress):
@@ -85,7 +86,7 @@ async def push(host: Host, package: bundle.Bundle, timeout: float = 30.0) -> Asy
             error = told.reason if isinstance(told, _BlobBusy) else told
             reached = progress.start + progress.bytes
             failures, best = (0, reached) if reached > best else (failures + 1, best)
-            if failures >= ATTEMPTS:
+            if failures >= ATTEMPTS or not answered:
                 raise error from told
             yield PushProgress("retrying", max(reached, 0), total, label, host.name, detail=error.detail)
             await asyncio.sleep(next(pauses))
@@ -127,8 +128,9 @@ async def _send_all(
     try:
         while tasks:
             done, tasks = await asyncio.wait(tasks, timeout=0.2, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
+            failed = [task for task in done if task.exception() is not None]
+            if failed:
+                failed[0].result()
             yield None
     finally:
         for task in tasks:

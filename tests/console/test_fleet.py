@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_a_host_that_is_down_keeps_its_row_and_says_since_when() -> None:
 
 def test_deltas_change_add_and_remove() -> None:
     seen = state.snapshot(state.FleetState.of(("box",)), "box", STATUS, AT)
-    other = p.DeploymentStatus(**{**_fields(DEPLOYMENT), "name": "other"})
+    other = dataclasses.replace(DEPLOYMENT, name="other")
     seen = state.delta(seen, "box", p.Delta("deployment", "other", other), AT)
     seen = state.delta(seen, "box", p.Delta("deployment", "digits", None), AT)
     seen = state.delta(seen, "box", p.Delta("gauges", "", None), AT)
@@ -169,13 +170,6 @@ def test_deltas_change_add_and_remove() -> None:
     assert status is not None
     assert [each.name for each in status.deployments] == ["other"]
     assert status.gauges is None
-
-
-def _fields(value: object) -> dict[str, object]:
-    import dataclasses
-
-    assert dataclasses.is_dataclass(value)
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def test_merging_ends_with_its_sources_and_raises_what_they_raise() -> None:

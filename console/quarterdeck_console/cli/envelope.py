@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from quarterdeck_console.clean import escape_json
 from quarterdeck_console.errors import ConsoleError
 
 API_VERSION = "quarterdeck/v1"
@@ -72,5 +73,5 @@ def encode(envelope: dict[str, Any], pretty: bool) -> str:
     import json
 
     if pretty:
-        return json.dumps(envelope, ensure_ascii=False, indent=2)
-    return json.dumps(envelope, ensure_ascii=False, separators=(",", ":"))
+        return escape_json(json.dumps(envelope, ensure_ascii=False, indent=2))
+    return escape_json(json.dumps(envelope, ensure_ascii=False, separators=(",", ":")))

@@ -110,8 +110,16 @@ def run(arguments: Sequence[str]) -> int:
         return code
     except BrokenPipeError:
         # The reader has gone; point stdout at nothing so that the interpreter's own flush at exit does not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return 1
+    except OSError as error:
+        _discard_stdout()
+        out.errors([ConsoleError(f"cannot write the output: {error.strerror or error}")])
+        return 1
+
+
+def _discard_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _ended(arguments: Sequence[str], out: Output) -> int:
