@@ -26,12 +26,14 @@ from quarterdeck_agent.catalogue import Catalogue
 from quarterdeck_agent.catalogue import load as load_catalogue
 from quarterdeck_agent.changes import Changes
 from quarterdeck_agent.clock import Clock, SystemClock
-from quarterdeck_agent.doctor import DoctorContext, examine
 from quarterdeck_agent.drivers.base import Engine, Found, RoutingResources
 from quarterdeck_agent.drivers.docker import DockerEngine
 from quarterdeck_agent.drivers.docker_logs import DockerLogCollector
 from quarterdeck_agent.drivers.envoy import EnvoyGateway
+from quarterdeck_agent.drivers.cgroup import CgroupReader
 from quarterdeck_agent.drivers.envoy_process import find_binary
+from quarterdeck_agent.drivers.host import HostReader
+from quarterdeck_agent.drivers.nvml import NvmlReader
 from quarterdeck_agent.drivers import probe
 from quarterdeck_agent.drivers.process import ProcessEngine
 from quarterdeck_agent.drivers.simulated import SimulatedEngine
@@ -42,12 +44,12 @@ from quarterdeck_agent.metrics import exposition
 from quarterdeck_agent.notify import Notifier
 from quarterdeck_agent.observer import Memory, Observer
 from quarterdeck_agent.performing import Performer
-from quarterdeck_agent.protocol import Gpu, HostInfo
+from quarterdeck_agent.protocol import Check, Gpu, HostInfo
 from quarterdeck_agent.pushes import Pushes
 from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.reporting import Reporter
 from quarterdeck_agent.routing import Route, resources
-from quarterdeck_agent.sampler import Sampler
+from quarterdeck_agent.sampler import Sampler, Sources
 from quarterdeck_agent.settings import Prepared, Settings, prepare
 from quarterdeck_agent.store import Store
 
@@ -202,6 +204,16 @@ class Host:
         self.sampler = self._sampler()
         self.server = self._server(loop)
 
+    def _sampler(self) -> Sampler:
+        sources = Sources(
+            host=HostReader(self._settings.data_folder, self._clock),
+            cgroups=CgroupReader(),
+            gateway=self.gateway,
+            nvml=NvmlReader(),
+            replicas=self.observer.found,
+        )
+        return Sampler(self.board, sources, self._clock, interval=self._settings.sample_interval)
+
     def _performer(self) -> Performer:
         return Performer(
             store=self.store,
@@ -253,6 +265,11 @@ class Host:
             await self.gateway.ensure()
         except AgentError as error:
             log.error("the gateway does not run: %s %s", error.detail, error.hint or "")
+
+    async def _examine(self) -> tuple[Check, ...]:
+        from quarterdeck_agent.doctor import DoctorContext, examine
+
+        return await examine(DoctorContext())
 
     # --- what parts ask for ------------------------------------------------------------------------------------
 

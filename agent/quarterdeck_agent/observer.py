@@ -109,6 +109,10 @@ class Observer:
             memory_available=memory.available,
         )
 
+    def found(self) -> tuple[Found, ...]:
+        """The replicas as the engine last told."""
+        return tuple(replica.found for replica in self._replicas.values())
+
     def gpus(self) -> tuple[Gpu, ...]:
         return self._gpus()
 

@@ -225,10 +225,18 @@ class Performer:
         replica: Found | None,
     ) -> None:
         failure = await self._failure(d, revision, step, reason, message, replica)
-        operation = await asyncio.to_thread(self.store.operation, revision.operation)
-        failure = replace(failure, changes=operation.changes)
+        failure = await asyncio.to_thread(self._completed, d.name, revision, failure)
         log.warning("revision %d of %s failed at %s: %s", revision.number, d.name, step, message)
         await self._write(self.store.fail, d.name, revision.number, failure)
+
+    def _completed(self, deployment: str, revision: WantedRevision, failure: Failure) -> Failure:
+        """The record with the change that was asked for, and with what the last crash told when there were any."""
+        changes = self.store.operation(revision.operation).changes
+        crash = self.store.revision(deployment, revision.number).failure
+        if crash is None or failure.last_lines or failure.exit_code is not None:
+            return replace(failure, changes=changes)
+        message = f"{failure.message}; the last time: {crash.message}"
+        return replace(crash, at=failure.at, step=failure.step, message=message, changes=changes)
 
     async def _failure(
         self,
