@@ -33,6 +33,7 @@ START_DEADLINE = 60.0
 PULL_DEADLINE = 3600.0
 PULL_SILENCE = 120.0
 THREADS = 32
+HTTP_CONFLICT = 409
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class DockerEngine:
         self._base_url, self._instance, self._clock, self._deadline = base_url, instance, clock, deadline
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         self._making = threading.Lock()
+        self._making_network = threading.Lock()
         self._clients: dict[float, docker.APIClient] = {}
         self._late: set[Future[Any]] = set()
         self._seen: dict[str, tuple[object, Found]] = {}
@@ -239,13 +241,10 @@ class DockerEngine:
         return image.resolve(self._client(), self._client(PULL_SILENCE), name, report)
 
     def _start(self, spec: ReplicaSpec) -> Found:
-        there = self._inspect(container.container_name(spec.id))
-        if there is None:
-            there = self._create(spec)
-        else:
-            self._prove(there)
-            if there["State"]["Status"] != "created":
-                return self._describe(there)
+        there = self._inspect(container.container_name(spec.id)) or self._create(spec)
+        self._prove(there)
+        if there["State"]["Status"] != "created":
+            return self._describe(there)
         self._check(spec, there)
         self._run(spec, there)
         return self._describe(self._client().inspect_container(there["Id"]))
@@ -257,7 +256,13 @@ class DockerEngine:
             made = client.create_container_from_config(
                 container.configuration(spec, self._instance, self._volumes(spec)), container.container_name(spec.id)
             )
-        except ImageNotFound as error:
+        except APIError as error:
+            # Somebody was faster with the same id; what stands there is judged like any other.
+            there = self._inspect(container.container_name(spec.id)) if error.status_code == HTTP_CONFLICT else None
+            if there is not None:
+                return there
+            if not isinstance(error, ImageNotFound):
+                raise
             raise StartRefused(
                 f"Image {spec.image} is not on this host.", field="image", hint="Deploy again: that pulls it."
             ) from error
@@ -304,6 +309,11 @@ class DockerEngine:
             return
 
     def _ensure_network(self) -> None:
+        # Docker makes two networks of one name for two who ask at once.
+        with self._making_network:
+            self._make_or_check_network()
+
+    def _make_or_check_network(self) -> None:
         name = container.network_name(self._instance)
         client = self._client()
         if self._network_known and client.networks(names=[name]):

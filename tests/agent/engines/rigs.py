@@ -157,7 +157,10 @@ class DockerRig(Base):
         left = images.docker("ps", "-aq", "--no-trunc", "--filter", f"label=quarterdeck.owner={self.instance}").split()
         if left:
             images.docker("rm", "-f", *left, check=False)
-        images.docker("network", "rm", f"quarterdeck-{self.instance[:8]}", check=False)
+        # By id: a defect may have made several of one name.
+        networks = images.docker("network", "ls", "-q", "--filter", f"label=quarterdeck.owner={self.instance}").split()
+        if networks:
+            images.docker("network", "rm", *networks, check=False)
 
 
 async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = 20.0, what: str = "it") -> Any:

@@ -66,6 +66,7 @@ def test_starting_one_id_twice_at_once_makes_one_replica(rig: Rig) -> None:
         engine, spec = rig.engine(), rig.spec("one")
         outcomes = await asyncio.gather(engine.start(spec), engine.start(spec), return_exceptions=True)
         handles = {each.handle for each in outcomes if isinstance(each, Found)}
+        assert [each for each in outcomes if not isinstance(each, Found)] == []
         assert handles == {only(await engine.inventory()).handle}
         await engine.close()
 
