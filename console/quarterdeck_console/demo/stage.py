@@ -162,7 +162,8 @@ def _stream(out: str) -> dict[str, Any] | None:
         events = [json.loads(line) for line in out.splitlines()]
     except ValueError:
         return None
-    return {"items": [event["item"] for event in events if event.get("item") is not None], "errors": []}
+    found = [event["item"] for event in events if event.get("item") is not None]
+    return {"items": found, "errors": []} if events else None
 
 
 def _free_port() -> int:

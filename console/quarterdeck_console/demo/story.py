@@ -98,9 +98,10 @@ def story(stage: Stage) -> Iterator[Event]:
     with Load(endpoint, digits) as load:
         yield from _broken_version(stage, bundles)
     yield _loaded("load", "while the broken version 3 was tried", load)
-    with Load(endpoint, digits) as load:
-        yield from _back(stage, load)
-    yield _loaded("load", "while 2 was rolled back to 1", load)
+    for version, other, why in (("1", "2", "back to the first"), ("2", "1", "and forth: it is still warm")):
+        with Load(endpoint, digits) as load:
+            yield from _back(stage, load, version, other, why)
+        yield _loaded("load", f"while {other} was rolled back to {version}", load)
     yield from _looking_back(stage)
 
 
@@ -154,14 +155,14 @@ def _broken_version(stage: Stage, bundles: Path) -> Iterator[Event]:
     yield _did(answer, "refused", f"→ {answer.problem}")
 
 
-def _back(stage: Stage, load: Load) -> Iterator[Event]:
+def _back(stage: Stage, load: Load, version: str, other: str, why: str) -> Iterator[Event]:
     began = time.monotonic()
-    answer = stage.must("rollback", NAME, "--why", "for the sake of the story")
-    until_old = load.wait_for("1", began)
-    if until_old is None:
-        raise StageError(f"rolled back, but version 1 does not answer; seen: {load.counted.facts}")
-    text = f"→ the last answer of version 2 came {until_old * 1000:.0f} ms after the command was given"
-    yield _did(answer, "rolled back", text, {"last_other_answer": round(until_old, 4)})
+    answer = stage.must("rollback", NAME, "--why", why)
+    last = load.wait_for(version, began)
+    if last is None:
+        raise StageError(f"rolled back, but version {version} does not answer; seen: {load.counted.facts}")
+    text = f"→ the last answer of version {other} came {last:.2f} s after the command was given"
+    yield _did(answer, "rolled back", text, {"to": version, "last_other_answer": round(last, 4)})
 
 
 def _looking_back(stage: Stage) -> Iterator[Event]:
