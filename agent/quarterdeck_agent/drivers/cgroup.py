@@ -6,6 +6,7 @@ Descriptors stay open between two samples: twenty replicas cost about a millisec
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ from quarterdeck_agent.drivers.base import Found, Life
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+TREE_EVERY = 5.0
+"""Seconds between two looks for new children of replicas without a cgroup: a pass over all of /proc."""
+
 UNLIMITED = 1 << 60
 """cgroup v1 says "no limit" with a number near 2**63."""
 
@@ -70,13 +74,15 @@ class CgroupReader:
 
     def __init__(self) -> None:
         self._files: dict[str, _Files] = {}
+        self._tree: dict[int, list[int]] = {}
+        self._tree_of: frozenset[str] = frozenset()
+        self._tree_at = 0.0
 
     def read(self, replicas: Iterable[Found]) -> dict[str, Usage]:
         """Replica id → usage, of those that run. Descriptors of others are closed."""
         running = {found.handle: found for found in replicas if found.life is Life.RUNNING}
         for handle in [handle for handle in self._files if handle not in running]:
             self._files.pop(handle).close()
-        tree: dict[int, list[int]] | None = None
         usage = {}
         for handle, found in running.items():
             if found.cgroups:
@@ -85,10 +91,17 @@ class CgroupReader:
                     files = self._files[handle] = _Files(found.cgroups)
                 seen = _version2(files) if "unified" in found.cgroups else _version1(files)
             else:
-                tree = children() if tree is None else tree
                 seen = Usage()
-            usage[found.id] = seen if seen.cpu_seconds is not None else _complete(seen, found, tree)
+            if seen.cpu_seconds is None:
+                seen = _complete(seen, found, self._children(frozenset(running)))
+            usage[found.id] = seen
         return usage
+
+    def _children(self, running: frozenset[str]) -> dict[int, list[int]]:
+        now = time.monotonic()
+        if self._tree_of != running or now - self._tree_at > TREE_EVERY:
+            self._tree, self._tree_of, self._tree_at = children(), running, now
+        return self._tree
 
     def close(self) -> None:
         for files in self._files.values():
@@ -131,11 +144,11 @@ def _net(used: int | None, cache: int | None) -> int | None:
 # --- without a cgroup ------------------------------------------------------------------------------------------
 
 
-def _complete(seen: Usage, found: Found, tree: dict[int, list[int]] | None) -> Usage:
+def _complete(seen: Usage, found: Found, tree: dict[int, list[int]]) -> Usage:
     """Fill in from /proc what the cgroup did not tell."""
     if not found.pids:
         return seen
-    processes = _usage_of(_descendants(found.pids, children() if tree is None else tree))
+    processes = _usage_of(_descendants(found.pids, tree))
     return Usage(
         cpu_seconds=processes.cpu_seconds,
         memory=processes.memory if seen.memory is None else seen.memory,
