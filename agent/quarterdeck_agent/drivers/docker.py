@@ -100,6 +100,10 @@ class DockerEngine:
     async def remove(self, found: Found) -> None:
         await self._call(f"remove {found.id}", lambda: self._remove(found), 2 * self._deadline)
 
+    async def info(self) -> dict[str, Any]:
+        """What the daemon tells of itself (`GET /info`)."""
+        return await self._call("tell of itself", lambda: dict(self._client().info()), self._deadline)
+
     async def close(self) -> None:
         """Let go of sockets and threads; the network goes too when nothing of ours is left on it."""
         if self._network_known and not self._late:
@@ -241,8 +245,11 @@ class DockerEngine:
         return image.resolve(self._client(), self._client(PULL_SILENCE), name, report)
 
     def _start(self, spec: ReplicaSpec) -> Found:
-        there = self._inspect(container.container_name(spec.id)) or self._create(spec)
-        self._prove(there)
+        there = self._inspect(container.container_name(spec.id))
+        if there is None:
+            there = self._create(spec)
+        else:
+            self._prove(there)
         if there["State"]["Status"] != "created":
             return self._describe(there)
         self._check(spec, there)
@@ -257,10 +264,8 @@ class DockerEngine:
                 container.configuration(spec, self._instance, self._volumes(spec)), container.container_name(spec.id)
             )
         except APIError as error:
-            # Somebody was faster with the same id; what stands there is judged like any other.
-            there = self._inspect(container.container_name(spec.id)) if error.status_code == HTTP_CONFLICT else None
-            if there is not None:
-                return there
+            if error.status_code == HTTP_CONFLICT:
+                return self._made_by_another(spec, error)
             if not isinstance(error, ImageNotFound):
                 raise
             raise StartRefused(
@@ -268,6 +273,16 @@ class DockerEngine:
             ) from error
         inspected: Json = client.inspect_container(made["Id"])
         return inspected
+
+    def _made_by_another(self, spec: ReplicaSpec, refusal: APIError) -> Json:
+        """The container that took our name while we asked: the daemon shows it a moment after it reserved the name."""
+        deadline = time.monotonic() + self._deadline
+        while (there := self._inspect(container.container_name(spec.id))) is None:
+            if time.monotonic() > deadline:
+                raise refusal
+            time.sleep(0.05)
+        self._prove(there)
+        return there
 
     def _volumes(self, spec: ReplicaSpec) -> tuple[str, ...]:
         """The volumes that the image declares. An image with labels of ours is refused: it could pose as a replica."""
