@@ -212,8 +212,11 @@ class _Reader(threading.Thread):
         sock = self._dial()
         with self._lock:
             self._socket = sock
-            if self._told.is_set():
-                raise ConnectionAbortedError("told to stop")
+            # Whoever told us before there was a socket to shut down is heard here.
+            go_on = not self._told.is_set() and not (follow and self.ended.is_set())
+        if not go_on:
+            self._forget()
+            raise ConnectionAbortedError("told to stop or finish")
         sock.sendall(
             f"GET /containers/{quote(self._container, safe='')}/logs?{query} HTTP/1.1\r\n"
             "Host: docker\r\nConnection: close\r\n\r\n".encode()
