@@ -21,9 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except AgentError as error:
-        print(f"qd-agent: {error.detail}", file=sys.stderr)
+        _tell(f"qd-agent: {error.detail}")
         if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+            _tell(f"  {error.hint}")
         return 1
     except KeyboardInterrupt:
         return 130
@@ -107,10 +107,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    from quarterdeck_agent.install import install
+    from quarterdeck_agent.host import gateway_command
+    from quarterdeck_agent.install import install, own_command, units
 
-    for line in install(_settings(arguments), prefix=arguments.prefix, show=arguments.show):
-        print(line)
+    settings = _settings(arguments)
+    wanted = units(settings, agent=own_command(), gateway=gateway_command(settings))
+    if arguments.show:
+        sys.stdout.write("\n".join(f"# {unit.name}\n{unit.text}" for unit in wanted))
+        return 0
+    for line in install(wanted, arguments.prefix):
+        _say(line)
     return 0
 
 
@@ -127,14 +133,22 @@ def _runtime_image(arguments: argparse.Namespace) -> int:
     from quarterdeck_agent.runtime_image import build
 
     def tell(progress: Progress) -> None:
-        print(progress.text, file=sys.stderr)
+        _tell(progress.text)
 
-    print(build(_settings(arguments).docker_url, arguments.tag, tell))
+    _say(build(_settings(arguments).docker_url, arguments.tag, tell))
     return 0
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
 def _version(_: argparse.Namespace) -> int:
-    print(agent_version())
+    _say(agent_version())
     return 0
 
 

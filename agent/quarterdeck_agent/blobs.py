@@ -21,6 +21,7 @@ from pathlib import Path
 from quarterdeck_agent import formats
 from quarterdeck_agent.bundle import DIGEST, check_digest
 from quarterdeck_agent.errors import Conflict, Corrupt, InvalidInput, NoSpace, TooLarge
+from quarterdeck_agent.failpoints import failpoint
 from quarterdeck_agent.protocol import BlobWanted, ManifestFile, Version
 from quarterdeck_agent.staging import Seal, discard, lay_out, sync_folder
 from quarterdeck_agent.upload import REHASH_CHUNK, Progressed, Upload, told
@@ -233,6 +234,7 @@ class Blobs:
     def _append(self, upload: Upload, batch: list[bytes]) -> None:
         self._check_space(sum(map(len, batch)))
         upload.append(batch)
+        failpoint("upload.written")
 
     def _begin(self, sha256: str, size: int, offset: int) -> Upload | None:
         """An upload that may append at `offset`, or `None` when the blob is here whole."""
@@ -283,11 +285,14 @@ class Blobs:
         wrong = True
         try:
             status = upload.finish()
+            failpoint("upload.verified")
             path = self._path(upload.sha256)
             with told(path):
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 self._write_seal(upload.sha256, Seal.of(status))
+                failpoint("upload.sealed")
                 upload.path.rename(path)
+                failpoint("upload.named")
                 sync_folder(path.parent)
             wrong = False
         finally:
@@ -347,6 +352,10 @@ class Blobs:
         with lock, told(folder):
             lay_out(folder, version.files, self._sound)
         return folder
+
+    def staged(self) -> set[str]:
+        """The ids of the versions that have a folder."""
+        return {path.name for path in self._staged.iterdir() if not path.name.startswith(".")}
 
     def unstage(self, version: str) -> None:
         """Remove the folder of a version; its blobs stay. Gone already is fine."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 
 from quarterdeck_agent.bundle import ModelConfig, check_env, check_name, diff, parse, shown
 from quarterdeck_agent.catalogue import Catalogue, Launch
-from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
 from quarterdeck_agent.handover import Capacity, Choice, choose
 from quarterdeck_agent.performing import Recipe
+from quarterdeck_agent.plan import rolling
 from quarterdeck_agent.protocol import (
     Change,
     ChangeRequest,
@@ -26,7 +26,6 @@ from quarterdeck_agent.protocol import (
     Operation,
     Preview,
     Revision,
-    RevisionOutcome,
     RollbackRequest,
     ScaleRequest,
     Spec,
@@ -271,9 +270,8 @@ class Changes:
                 known = ", ".join(str(r.number) for r in history)
                 raise NotFound(f"{now.name} has no revision {to}", field="to", hint=f"It has: {known}.")
             return found
-        if now.live is not None and now.target.number != now.live.number:
-            if now.target.outcome is RevisionOutcome.PENDING:  # a rollout is on its way: take it back
-                return next(r for r in history if r.number == now.live.number)
+        if now.live is not None and rolling(now):  # a rollout is on its way: take it back
+            return next(r for r in history if r.number == now.live.number)
         newest = now.live.number if now.live else now.target.number
         current = now.live or now.target
         for revision in history:
@@ -354,7 +352,7 @@ def environment(spec: Spec, model: ModelConfig, launch: Launch) -> dict[str, str
 
 
 def same_image(now: WantedDeployment | None, spec: Spec) -> str | None:
-    """The image of the running revision where it stays the same version: a tag is resolved once, not at each restart."""
+    """The image of the running revision while the version stays: a tag is resolved once, not at each restart."""
     for revision in (now.live, now.target) if now else ():
         if revision is not None and revision.spec.version == spec.version and revision.image is not None:
             return revision.image
@@ -429,7 +427,8 @@ def preview_steps(draft: Draft) -> tuple[str, ...]:
         return ("answer 503 on the endpoint", "drain and stop all replicas")
     if draft.starts_nothing:
         return (f"go to {count} of the running revision",)
-    gate = (f"ready for {draft.spec.dwell:g} s",) + (("golden requests",) if draft.golden and draft.spec.golden else ())
+    golden = ("golden requests",) if draft.golden and draft.spec.golden else ()
+    gate = (f"ready for {draft.spec.dwell:g} s", *golden)
     if draft.choice.handover == "hold":
         old = ("hold new requests", "drain and stop the old replicas", "wait until the memory is free")
         return ("stage the version", *old, f"start {count}", *gate, "release the requests")

@@ -20,6 +20,7 @@ from sqlmodel import Session
 
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.errors import AgentError, Corrupt, NoSpace
+from quarterdeck_agent.failpoints import failpoint
 from quarterdeck_agent.migrate import migrate
 
 BUSY_TIMEOUT = 5.0
@@ -46,6 +47,8 @@ class Database:
         """One transaction on the only connection that writes; durable when the block ends without an exception."""
         with self.lock, _told(self.path), Session(self._writer) as session, session.begin():
             yield session
+            failpoint("store.commits")
+        failpoint("store.committed")
         self.writes += 1
 
     @contextmanager

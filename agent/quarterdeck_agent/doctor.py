@@ -38,7 +38,7 @@ class Versioned(Protocol):
 class DoctorContext:
     """What the doctor may look at.
 
-    `gateway` tells the gateway's version or raises `AgentError`; `docker_info` reads `GET /info`, blocking, `None`
+    `gateway` tells the gateway's version or raises `AgentError`; `docker_info` gives `GET /info`, `None`
     where the engine is not docker; `nvml` and `gauges` are what the sampler last published; `clock_synchronised` is
     `drivers.host.clock_synchronised`. `min_free` bytes is below what uploads are refused.
     """
@@ -51,7 +51,7 @@ class DoctorContext:
     nvml: Callable[[], Part | None]
     gauges: Callable[[], HostGauges | None]
     clock_synchronised: Callable[[], bool | None]
-    docker_info: Callable[[], dict[str, Any]] | None = None
+    docker_info: Callable[[], Awaitable[dict[str, Any]]] | None = None
     cgroup_root: Path = Path("/sys/fs/cgroup")
     deadline: float = DEADLINE
 
@@ -100,9 +100,9 @@ async def _engine(context: DoctorContext) -> Check:
 async def _docker(context: DoctorContext) -> Check:
     assert context.docker_info is not None
     try:
-        info = await asyncio.to_thread(context.docker_info)
-    except (OSError, ValueError) as error:
-        return Check("docker", "failed", f"Docker's /info cannot be read: {error}", "systemctl status docker")
+        info = await context.docker_info()
+    except AgentError as error:
+        return Check("docker", "failed", error.detail, "systemctl status docker")
     if info.get("LiveRestoreEnabled"):
         return Check("docker", "ok", "live-restore is on: containers outlive a restart of dockerd")
     return Check(

@@ -41,7 +41,7 @@ class Found:
     detail: str = ""
 
 
-class Damaged(Exception):  # noqa: N818 - a finding, told by `blobs` in its own words
+class Damaged(Exception):
     """The file says it is of a format and is not; the text says what is wrong."""
 
 

@@ -12,7 +12,6 @@ import platform
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from quarterdeck_agent.api.access import LocalToken
@@ -22,23 +21,25 @@ from quarterdeck_agent.api.ports import Parts as ApiParts
 from quarterdeck_agent.api.serve import Server, Serving
 from quarterdeck_agent.blobs import Blobs
 from quarterdeck_agent.board import Board
-from quarterdeck_agent.catalogue import Catalogue
 from quarterdeck_agent.catalogue import load as load_catalogue
 from quarterdeck_agent.changes import Changes
 from quarterdeck_agent.clock import Clock, SystemClock
+from quarterdeck_agent.doctor import DoctorContext, examine
+from quarterdeck_agent.drivers import probe
 from quarterdeck_agent.drivers.base import Engine, Found, RoutingResources
+from quarterdeck_agent.drivers.cgroup import CgroupReader
 from quarterdeck_agent.drivers.docker import DockerEngine
 from quarterdeck_agent.drivers.docker_logs import DockerLogCollector
 from quarterdeck_agent.drivers.envoy import EnvoyGateway
-from quarterdeck_agent.drivers.cgroup import CgroupReader
 from quarterdeck_agent.drivers.envoy_process import find_binary
-from quarterdeck_agent.drivers.host import HostReader
+from quarterdeck_agent.drivers.host import HostReader, clock_synchronised
+from quarterdeck_agent.drivers.nvml import NAME as NVML
 from quarterdeck_agent.drivers.nvml import NvmlReader
-from quarterdeck_agent.drivers import probe
 from quarterdeck_agent.drivers.process import ProcessEngine
 from quarterdeck_agent.drivers.simulated import SimulatedEngine
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.handover import Capacity
+from quarterdeck_agent.housekeeping import Housekeeper
 from quarterdeck_agent.logs import LogStore
 from quarterdeck_agent.metrics import exposition
 from quarterdeck_agent.notify import Notifier
@@ -103,6 +104,7 @@ def make_gateway(settings: Settings) -> EnvoyGateway:
         settings.gateway_host,
         settings.gateway_port,
         concurrency=settings.gateway_concurrency,
+        supervised=settings.gateway_supervised,
     )
 
 
@@ -122,9 +124,7 @@ class Host:
 
     async def __aenter__(self) -> Host:
         settings, clock = self._settings, self._clock
-        self.store = await asyncio.to_thread(
-            Store.open, settings.store_path, settings.data_folder / "backups", clock
-        )
+        self.store = await asyncio.to_thread(Store.open, settings.store_path, settings.data_folder / "backups", clock)
         self.blobs = await asyncio.to_thread(Blobs, settings.data_folder, reserve=settings.min_free)
         self.logs = LogStore(settings.data_folder / "logs", clock, cap=settings.log_deployment_size)
         self.catalogue = load_catalogue(RUNTIMES, settings.data_folder / "runtimes")
@@ -141,6 +141,7 @@ class Host:
                 ("observer", self.observer.run),
                 ("reconciler", self.reconciler.run),
                 ("sampler", self.sampler.run),
+                ("housekeeper", Housekeeper(self.store, self.blobs, self.logs, self.observer).run),
             )
         ]
         await self.server.start()
@@ -243,7 +244,6 @@ class Host:
             doctor=self._examine,
             metrics=lambda: exposition(self.board.status()),
             upload_size=settings.upload_size,
-            upload_chunk=settings.upload_chunk,
         )
         app = build(parts, LocalToken(self._prepared.token), Bounds())
         serving = Serving(settings.connections, settings.header_deadline, shutdown=settings.shutdown)
@@ -267,9 +267,21 @@ class Host:
             log.error("the gateway does not run: %s %s", error.detail, error.hint or "")
 
     async def _examine(self) -> tuple[Check, ...]:
-        from quarterdeck_agent.doctor import DoctorContext, examine
+        context = DoctorContext(
+            data_folder=self._settings.data_folder,
+            engine=self.engine,
+            gateway=self._gateway_version,
+            sqlite_version=self.store.sqlite_version,
+            min_free=self._settings.min_free,
+            nvml=lambda: self.board.get("part", NVML),
+            gauges=lambda: self.board.get("gauges"),
+            clock_synchronised=clock_synchronised,
+            docker_info=self.engine.info if isinstance(self.engine, DockerEngine) else None,
+        )
+        return await examine(context)
 
-        return await examine(DoctorContext())
+    async def _gateway_version(self) -> str:
+        return f"Envoy {(await self.gateway.observe()).version}, models on {self.gateway.url}"
 
     # --- what parts ask for ------------------------------------------------------------------------------------
 
@@ -278,7 +290,11 @@ class Host:
 
     def _wake_from(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
         """A wake-up that may be called in any thread."""
-        return lambda: loop.call_soon_threadsafe(self._wake)
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(self._wake)
+
+        return wake
 
     def _configuration(self, routes: tuple[Route, ...]) -> RoutingResources:
         return resources(

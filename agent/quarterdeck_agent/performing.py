@@ -1,4 +1,4 @@
-"""How each step is performed: the one place that turns a planned step into calls of the engine, the store and the probe.
+"""How each step is performed: the one place that turns planned steps into calls of engine, store and probe.
 
 Every step may be performed twice without harm. What goes wrong in a way that concerns the revision is recorded as
 its failure here; what concerns the host (an engine that does not answer) is raised and tried again by the loop.
@@ -18,7 +18,9 @@ from quarterdeck_agent.catalogue import Launch
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Engine, Found, Progress, ReplicaSpec
 from quarterdeck_agent.errors import AgentError, EngineUnresponsive, StartRefused
+from quarterdeck_agent.failpoints import failpoint
 from quarterdeck_agent.protocol import Failure, FailureReason, Gpu
+from quarterdeck_agent.staging import staged_reader, with_golden
 from quarterdeck_agent.steps import (
     Bury,
     Check,
@@ -34,7 +36,6 @@ from quarterdeck_agent.steps import (
     Step,
     Stop,
 )
-from quarterdeck_agent.staging import staged_reader, with_golden
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.wanted import Instant, WantedDeployment, WantedRevision
 
@@ -135,6 +136,7 @@ class Performer:
                 await self._write(self.store.clear_crashes, d.name, revision.body)
             case Stop(replica, grace):
                 await self.engine.stop(replica, grace)
+                failpoint("stop.ended")
                 await self._remove(replica)
             case Cool():
                 await self._write(self.store.forget_previous, d.name)

@@ -47,20 +47,22 @@ class Pushes:
         """What is still to be sent. Raises `InvalidInput`, `NotFound` (no such runtime), `Conflict` (label taken)."""
         bundle = self._checked(request)
         there = self._there(bundle)
-        missing = () if there else self.blobs.missing(bundle.files)
-        return PushPlan(bundle.id, bundle.model.label, missing, there)
+        # Also of a version that is there: pushing it again is how damaged bytes come back.
+        missing = self.blobs.missing(bundle.files)
+        return PushPlan(bundle.id, bundle.model.label, missing, None if missing else there)
 
     def commit(self, request: PushRequest, by: str, operation: str) -> Version:
         """The version of this bundle, made now or before. Raises as `plan`, and `Conflict` while bytes are missing."""
         bundle = self._checked(request)
-        if there := self._there(bundle):
-            return there
+        there = self._there(bundle)
         if missing := self.blobs.missing(bundle.files):
             raise Conflict(
                 f"{len(missing)} of the files' blobs are not here whole",
                 field="files",
                 hint="Ask POST /v1/pushes what is missing, send it, and ask again.",
             )
+        if there is not None:
+            return there
         version = self._version(request, bundle, by)
         now = version.created_at
         push = Operation(

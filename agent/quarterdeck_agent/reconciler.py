@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Gateway, RoutingResources
 from quarterdeck_agent.errors import AgentError
+from quarterdeck_agent.failpoints import failpoint
 from quarterdeck_agent.observer import Observer
 from quarterdeck_agent.performing import Performer
 from quarterdeck_agent.plan import plan, rolling
@@ -121,8 +122,11 @@ class Reconciler:
     async def _perform(self, d: WantedDeployment, steps: tuple[Step, ...]) -> None:
         try:
             for step in steps:
-                log.debug("%s: %s", d.name, type(step).__name__)
+                name = type(step).__name__.lower()
+                log.debug("%s: %s", d.name, name)
+                failpoint(f"{name}.begins")
                 await self._parts.performer.perform(d, step)
+                failpoint(f"{name}.done")
         except AgentError as error:
             log.warning("%s: %s", d.name, error.detail)
             await asyncio.sleep(PAUSE_AFTER_FAILURE)
@@ -149,7 +153,9 @@ class Reconciler:
 
     async def _apply(self, resources: RoutingResources, current: tuple[Route, ...]) -> None:
         try:
+            failpoint("gateway.begins")
             await self._parts.gateway.apply(resources)
+            failpoint("gateway.applied")
             seen = await self._parts.gateway.observe()
             if seen.applied == resources.digest:
                 self._applied = (resources.digest, current)

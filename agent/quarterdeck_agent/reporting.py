@@ -152,7 +152,7 @@ class Reporter:
         self._progress.pop(d.name, None)
         if phase.name == "golden":
             count = len(self.recipe(d.target).model.golden)
-            return replace(phase, detail=f"{count} request{'' if count == 1 else 's'}" if count else "the version has none")
+            return replace(phase, detail=f"{count} to send" if count else "the version has none")
         return phase
 
     async def _track(self, operation: str, phase: Phase) -> None:

@@ -13,7 +13,8 @@ class SeenReplica:
     """A replica with what its probe said. Times are seconds on the boot clock.
 
     `was_ready` is whether this agent saw it ready, `routed` whether it has been given requests, or may have been
-    before this agent adopted it. `unrouted_since` is when the gateway confirmed that it sends nothing new here; `None` while it may.
+    before this agent adopted it. `unrouted_since` is when the gateway confirmed that it sends nothing new here;
+    `None` while it may.
     `requests` are those in flight with it, `None` when the gateway cannot tell.
     """
 

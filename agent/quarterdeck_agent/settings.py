@@ -121,7 +121,6 @@ class Settings:
     log_deployment_size: int = _setting("logs.deployment_size", _size, 2**30)
     min_free: int = _setting("min_free", _size, 2**30)
     upload_size: int = _setting("uploads.size", _size, 2**40)
-    upload_chunk: int = _setting("uploads.chunk", _size, 2**20)
     body_size: int = _setting("api.body_size", _size, 2**20)
     header_deadline: float = _setting("api.header_deadline", _seconds(0.1, 300), 10.0)
     body_idle: float = _setting("api.body_idle", _seconds(0.1, 600), 60.0)

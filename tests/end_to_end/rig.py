@@ -189,6 +189,7 @@ class Agent:
             env=self.environment() | {"QUARTERDECK_HOST": f"unix://{self.socket}"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            check=False,
             timeout=deadline,
         )
         return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())

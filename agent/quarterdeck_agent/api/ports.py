@@ -153,5 +153,4 @@ class Parts:
     doctor: Callable[[], Awaitable[Sequence[protocol.Check]]] = no_checks
     metrics: Callable[[], bytes] = no_metrics
     upload_size: int = 2**40
-    upload_chunk: int = 2**20
     stop: asyncio.Event = field(default_factory=asyncio.Event)

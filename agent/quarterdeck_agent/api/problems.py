@@ -12,7 +12,7 @@ AgentError
 └── HeadersTooLarge      431
 """
 
-# ruff: noqa: N818  errors are called what they are, as in errors.py
+
 
 from __future__ import annotations
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Query
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from quarterdeck_agent import protocol
@@ -105,45 +105,15 @@ async def send_blob(
         raise TooLarge(f"The blob has {size} bytes; this host takes {parts.upload_size}", field="size")
     if offset > size:
         raise InvalidInput("The offset lies behind the end", field="offset", hint=f"At most {size}.")
-    chunks = _ahead(_chunks(request, size - offset, parts.upload_chunk))
-    try:
-        await parts.blobs.write(sha256, size, offset, chunks)
-    finally:
-        await chunks.aclose()
+    await parts.blobs.write(sha256, size, offset, _chunks(request, size - offset))
     return answer(protocol.BlobWanted(sha256, size, await asyncio.to_thread(parts.blobs.offset, sha256)))
 
 
-async def _chunks(request: Request, limit: int, chunk: int) -> AsyncGenerator[bytes, None]:
-    """The body in pieces of about `chunk` bytes, at most `limit` in all; what came before a cut still comes out."""
-    held: list[bytes] = []
-    waiting = seen = 0
-    try:
-        async for piece in request.stream():
-            held.append(piece)
-            waiting += len(piece)
-            seen += len(piece)
-            if seen > limit:
-                raise TooLarge(f"The body has more than the {limit} bytes that the blob still lacks", field="size")
-            if waiting >= chunk:
-                yield b"".join(held)
-                held.clear()
-                waiting = 0
-    except ClientDisconnect:
-        if held:
-            yield b"".join(held)
-        raise
-    if waiting:
-        yield b"".join(held)
-
-
-async def _ahead(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """The same chunks, the next one being received while the last is written."""
-    coming = asyncio.ensure_future(anext(chunks, b""))
-    try:
-        while chunk := await coming:
-            coming = asyncio.ensure_future(anext(chunks, b""))
-            yield chunk
-    finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
-        await chunks.aclose()
+async def _chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it comes off the socket, some 200 KiB at a time, at most `limit` bytes in all."""
+    async for piece in request.stream():
+        limit -= len(piece)
+        if limit < 0:
+            raise TooLarge("The body has more bytes than the blob still lacks", field="size")
+        if piece:
+            yield piece

@@ -33,7 +33,7 @@ ANSWERS_WITHIN = 1.0
 log = logging.getLogger(__name__)
 
 
-class TooBusy(AgentError):  # noqa: N818  errors are called what they are, as in errors.py
+class TooBusy(AgentError):
     code, status, title = "too_busy", 503, "The agent has too many connections"
 
 

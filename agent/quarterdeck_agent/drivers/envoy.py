@@ -31,6 +31,7 @@ from quarterdeck_agent.drivers.envoy_stats import (
     parse_stats,
 )
 from quarterdeck_agent.errors import GatewayError
+from quarterdeck_agent.failpoints import failpoint
 
 __all__ = ["ClusterStats", "EnvoyGateway", "find_binary"]
 
@@ -124,6 +125,7 @@ class EnvoyGateway:
                 self._files.write_if_changed(f"eds-{name}", digest(assignment), [assignment])
             confirmed = {f"cluster.{name}.version_text": digest(item) for name, item in endpoints.items()}
             await self._change({"cds": (resources.digest, [*clusters, *leaving])}, confirmed, ends)
+            failpoint("gateway.clusters")
             self._budgets = None
             self._listening = digest(listeners)
             routed = {"rds": (resources.digest, resources.routes), "lds": (self._listening, listeners)}

@@ -227,7 +227,9 @@ class ProcessEngine:
         found = self._found(memo)
         if found.life is not Life.CREATED:
             return found
+        failpoint("engine.remembered")
         self._launch(spec, memo, folder)
+        failpoint("engine.launched")
         found = self._wait_for_shim(memo)
         refused = self._ended.get(spec.id, {}).get("refused")
         if refused:
@@ -368,6 +370,7 @@ class ProcessEngine:
         trash = self._folder.parent / f".{self._folder.name}-{name}-removed"
         shutil.rmtree(trash, ignore_errors=True)
         (self._folder / name).rename(trash)
+        failpoint("engine.removed")
         shutil.rmtree(trash, ignore_errors=True)
         self._forget(name)
 

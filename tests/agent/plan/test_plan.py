@@ -127,7 +127,9 @@ def test_a_live_replica_that_ends_is_started_again_after_a_pause_that_grows_to_a
     pauses = []
     for _ in range(9):
         name = next(iter(world.replicas))
-        world.replicas[name] = replace(world.replicas[name], found=replace(world.replicas[name].found, life=Life.EXITED))
+        world.replicas[name] = replace(
+            world.replicas[name], found=replace(world.replicas[name].found, life=Life.EXITED)
+        )
         died = world.now
         world.breaks = frozenset()
         while not any(isinstance(step, Start) for step in world.taken):

@@ -81,7 +81,7 @@ class World:
 
     d: WantedDeployment
     replicas: dict[str, SeenReplica] = field(default_factory=dict)
-    asks: Resources = Resources()
+    asks: Resources = field(default_factory=Resources)
     now: float = 100.0
     breaks: frozenset[str] = frozenset()
     wrong: frozenset[str] = frozenset()

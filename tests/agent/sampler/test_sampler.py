@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -319,6 +319,13 @@ def raising() -> bool | None:
     raise RuntimeError("boom")
 
 
+def _docker(*, live_restore: bool) -> Callable[[], Awaitable[dict[str, Any]]]:
+    async def info() -> dict[str, Any]:
+        return {"LiveRestoreEnabled": live_restore}
+
+    return info
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "result", "says"),
     [
@@ -331,8 +338,8 @@ def raising() -> bool | None:
         ("clock", {"clock_synchronised": lambda: False}, "warning", "not synchronised"),
         ("clock", {"clock_synchronised": raising}, "failed", "boom"),
         ("cgroups", {"cgroup_root": Path("/nonexistent")}, "warning", "none under"),
-        ("docker", {"docker_info": lambda: {"LiveRestoreEnabled": False}}, "warning", "live-restore is off"),
-        ("docker", {"docker_info": lambda: {"LiveRestoreEnabled": True}}, "ok", "live-restore is on"),
+        ("docker", {"docker_info": _docker(live_restore=False)}, "warning", "live-restore is off"),
+        ("docker", {"docker_info": _docker(live_restore=True)}, "ok", "live-restore is on"),
         ("nvml", {"nvml": lambda: Part("nvml", PartState.UNRESPONSIVE, START, "", "hangs")}, "failed", "hangs"),
         ("memory", {"gauges": lambda: HostGauges(START, memory_total=100, memory_used=99)}, "warning", "available"),
     ],
