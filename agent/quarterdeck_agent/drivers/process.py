@@ -28,6 +28,7 @@ from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers import logfile, placement
 from quarterdeck_agent.drivers.base import Foreign, Found, Inventory, Life, ReplicaSpec, Report, expand
 from quarterdeck_agent.errors import EngineError, EngineUnresponsive, InvalidInput, NoSpace, StartRefused
+from quarterdeck_agent.failpoints import failpoint
 
 SHIM = Path(__file__).with_name("shim.py")
 LOOPBACK = "127.0.0.1"
