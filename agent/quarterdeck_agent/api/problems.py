@@ -12,8 +12,6 @@ AgentError
 └── HeadersTooLarge      431
 """
 
-
-
 from __future__ import annotations
 
 import logging

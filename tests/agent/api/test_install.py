@@ -19,7 +19,7 @@ from quarterdeck_agent.notify import Notifier
 
 def made(**overrides: object) -> tuple[Unit, Unit]:
     found = settings.load({}, root=True, overrides=overrides)
-    envoy = ("/opt/envoy", "--config-path", str(found.data_folder / "gateway" / "bootstrap.json"))
+    envoy: tuple[str, ...] = ("/opt/envoy", "--config-path", str(found.data_folder / "gateway" / "bootstrap.json"))
     envoy += ("--concurrency", str(found.gateway_concurrency))
     return units(found, agent=("/opt/qd/bin/qd-agent", "run"), gateway=envoy)
 
