@@ -140,6 +140,11 @@ def rate(value: float | None) -> str:
     return f"{value:.1f}/s" if value < 100 else f"{value:.0f}/s"
 
 
+def count(number: int, thing: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def instant(at: datetime | None) -> str:
     """A time for people, in the machine's own zone."""
     return NOTHING if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M:%S")

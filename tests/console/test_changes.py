@@ -203,6 +203,18 @@ def test_a_plan_is_a_preview_and_changes_nothing(agent: FakeAgent, fleet: Path) 
     assert [request.query for request in agent.asked("PUT")] == [{"plan": "true"}]
 
 
+def test_a_terminal_sees_the_running_step_and_then_only_what_became_of_it(agent: FakeAgent, fleet: Path) -> None:
+    step = p.StepRecord("pull image", "running", AT, 0.5, "40 %")
+    agent.operation = replace(RUNNING, steps=(step,))
+    agent.status = replace(STATUS, operations=(OPERATION,))
+    shown = in_terminal(command("deploy", "digits:2"), environment(fleet, {"NO_COLOR": "1"}))
+    assert "… pull image (500 ms): 40 %" in shown
+    assert shown.rstrip().endswith("digits on box: deploy digits:2: succeeded after 3.0 s")
+    piped = qd(fleet, "deploy", "digits:2")
+    assert "pull image" not in piped.err
+    assert "✓ golden requests" in piped.err
+
+
 # --- asking a person -------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,8 @@ class Model(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         status = int(self.path.rpartition("/")[2]) if "/status/" in self.path else 200
         answer = b'{"got": ' + body + b', "path": "' + self.path.encode() + b'"}'
+        if status == 503:
+            answer = b'{"code": "stopped", "detail": "digits is stopped"}'
         if "/text" in self.path:
             answer = "\x1b[31mnot json\u202e".encode()
         self.send_response(status)
@@ -79,6 +81,12 @@ def test_what_is_not_an_answer_is_an_error(status: int, code: int, endpoint: str
     assert f"HTTP {status}" in ran.err
     assert ("try again in 7 s" in ran.err) is (status == 429)
     assert ran.out == ""
+
+
+def test_the_gateways_problem_is_told_with_its_code(endpoint: str, fleet: Path) -> None:
+    ran = qd(fleet, "predict", "digits", "-d", "1", "--path", "status/503", "--json")
+    assert ran.json["error"]["code"] == "stopped"
+    assert ran.json["error"]["detail"].endswith("HTTP 503: digits is stopped")
 
 
 def test_a_gateway_that_is_not_there_is_unreachable(agent: FakeAgent, fleet: Path) -> None:

@@ -42,7 +42,7 @@ def _print(call: Call, host: str, detail: DeploymentDetail) -> None:
         "endpoint": f"{status.endpoint.rstrip('/')}{status.predict_path}",
         "serving": f"revision {revision}, {status.label}" if revision is not None else "nothing",
         "version": status.version,
-        "wanted": f"revision {status.wanted_revision}, {status.replicas_wanted} replicas",
+        "wanted": f"revision {status.wanted_revision}, {views.count(status.replicas_wanted, 'replica')}",
         "generation": str(status.generation),
         "since": f"{views.instant(status.since)} ({views.age(status.since, now)}), by {status.by}",
     }
@@ -50,7 +50,7 @@ def _print(call: Call, host: str, detail: DeploymentDetail) -> None:
         pairs["kept warm"] = f"revision {status.warm_revision} until {views.instant(status.warm_until)}"
     if detail.version is not None:
         version = detail.version
-        pairs["runtime"] = f"{version.runtime}, {views.size(version.size)} in {len(version.files)} files"
+        pairs["runtime"] = f"{version.runtime}, {views.size(version.size)} in {views.count(len(version.files), 'file')}"
     for key, value in pairs.items():
         out.line(f"  {key:<10} {value}")
     if status.replicas:

@@ -128,14 +128,31 @@ def _refused(asked: Asked, response: Response) -> ConsoleError:
     from quarterdeck_console.clean import clean
 
     kind = Refused if response.status_code in (401, 403, 409) else of_status(response.status_code)
-    words = clean(response.content[:500].decode("utf-8", "backslashreplace")).strip()
+    code, words = _problem(response)
     retry = response.headers.get("Retry-After")
     return kind(
         f"{asked.name} on {asked.host} answered HTTP {response.status_code}" + (f": {words}" if words else ""),
-        code=f"http_{response.status_code}",
+        code=code,
         host=asked.host,
         hint=f"try again in {clean(retry)} s" if retry else f"see qd logs {asked.name}",
     )
+
+
+def _problem(response: Response) -> tuple[str, str]:
+    """A stable code and the words of a refusal: of a problem document, else of whatever the model said."""
+    import json
+
+    from quarterdeck_console.clean import clean
+
+    words = response.content[:500].decode("utf-8", "backslashreplace").strip()
+    try:
+        told = json.loads(response.content)
+    except ValueError:
+        told = None
+    if isinstance(told, dict) and isinstance(told.get("detail"), str):
+        code = told.get("code")
+        return clean(code) if isinstance(code, str) else f"http_{response.status_code}", clean(told["detail"])
+    return f"http_{response.status_code}", clean(words)
 
 
 def _plain(asked: Asked, response: Response, seconds: float) -> dict[str, Any]:

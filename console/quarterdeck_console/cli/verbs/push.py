@@ -105,5 +105,5 @@ def _outcome(progress: PushProgress) -> str:
     assert progress.version is not None
     version = progress.version
     words = f"{version.label} on {progress.host}: {views.short(version.id)}"
-    words += f", {views.size(version.size)} in {len(version.files)} files"
+    words += f", {views.size(version.size)} in {views.count(len(version.files), 'file')}"
     return f"{words}, was there already" if progress.already else f"{words}, {views.size(progress.sent)} sent"

@@ -10,7 +10,9 @@ import click
 from quarterdeck_console.cli.call import Call, run, verb
 
 if TYPE_CHECKING:
+    from quarterdeck_agent.protocol import HostStatus
     from quarterdeck_console.config import Host
+    from quarterdeck_console.fleet import Answer
 
 
 @verb(
@@ -35,33 +37,43 @@ def command(call: Call, names: tuple[str, ...], watch: bool) -> int:
 def _once(call: Call, names: tuple[str, ...]) -> int:
     import asyncio
 
-    from quarterdeck_console import fleet, state, views
+    from quarterdeck_console import fleet
     from quarterdeck_console.cli.call import show
     from quarterdeck_console.errors import NotFound
 
-    hosts, now = call.hosts(), datetime.now(UTC)
-    answers = asyncio.run(fleet.ask(hosts, lambda client: client.status(), call.deadline))
-    seen = state.FleetState.of(tuple(host.name for host in hosts))
-    errors, found, answered = [], [], 0
-    for answer in answers:
-        if answer.value is None:
-            assert answer.error is not None
-            errors.append(answer.error)
-            seen = state.lost(seen, answer.host.name, answer.error.detail, now, answer.error.code)
-            continue
-        answered += 1
-        status = views.only(answer.value, names)
-        seen = state.snapshot(seen, answer.host.name, status, now)
-        found += [(answer.host.name, each) for each in status.deployments]
+    answers = asyncio.run(fleet.ask(call.hosts(), lambda client: client.status(), call.deadline))
+    errors = [answer.error for answer in answers if answer.error is not None]
+    answered = [answer for answer in answers if answer.value is not None]
+    found = [
+        (answer.host.name, each)
+        for answer in answered
+        if answer.value is not None
+        for each in answer.value.deployments
+        if not names or each.name in names
+    ]
     absent = [name for name in names if name not in {each.name for _, each in found}]
     if absent and not errors:
-        errors = [NotFound(f"no host has a deployment named {name}", hint="see qd status") for name in absent]
-        answered = len(found)
+        hint = "see qd status"
+        errors = [NotFound(f"no host has a deployment named {name}", hint=hint) for name in absent]
+        return show(
+            call, "DeploymentList", found, errors, answered=len(found), human=lambda: _print(call, answers, names)
+        )
+    return show(
+        call, "DeploymentList", found, errors, answered=len(answered), human=lambda: _print(call, answers, names)
+    )
 
-    def human() -> None:
-        call.out.table(views.deployments(seen, now), "nothing is deployed; see qd push --help and qd deploy --help")
 
-    return show(call, "DeploymentList", found, errors, answered=answered, human=human)
+def _print(call: Call, answers: tuple[Answer[HostStatus], ...], names: tuple[str, ...]) -> None:
+    from quarterdeck_console import state, views
+
+    now = datetime.now(UTC)
+    seen = state.FleetState.of(tuple(answer.host.name for answer in answers))
+    for answer in answers:
+        if answer.value is not None:
+            seen = state.snapshot(seen, answer.host.name, views.only(answer.value, names), now)
+        elif answer.error is not None:
+            seen = state.lost(seen, answer.host.name, answer.error.detail, now, answer.error.code)
+    call.out.table(views.deployments(seen, now), "nothing is deployed; see qd push --help and qd deploy --help")
 
 
 async def _watch(call: Call, names: tuple[str, ...]) -> int:
