@@ -5,13 +5,16 @@ Only finds and names folders; limits are written by the shim, figures are read b
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from functools import cache
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 # Our name for a controller → the v1 controller whose folder holds the files to read (`cpu`: cpuacct.usage).
 CONTROLLERS = {"cpu": "cpuacct", "memory": "memory", "pids": "pids"}
+REMOVE_TRIES, REMOVE_PAUSE = 25, 0.02
 LEAF = "agent"
 """The leaf that the agent's unit puts it in (systemd's DelegateSubgroup): a v2 group with processes cannot have
 limited children."""
@@ -71,8 +74,14 @@ def enable_memory(parent: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove an empty group; one that is gone or in use stays as it is."""
-    try:
-        path.rmdir()
-    except OSError:
-        return
+    """Remove an empty group; one that is gone, or still in use after a moment, stays as it is."""
+    for _ in range(REMOVE_TRIES):
+        try:
+            path.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                return
+            # A killed process leaves its group a little after it left the process table.
+            time.sleep(REMOVE_PAUSE)
+        else:
+            return

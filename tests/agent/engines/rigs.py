@@ -154,7 +154,9 @@ class DockerRig(Base):
 
     def clear(self) -> None:
         """Remove every container and the network of this rig, whatever the test left."""
-        left = images.docker("ps", "-aq", "--no-trunc", "--filter", f"label=quarterdeck.owner={self.instance}").split()
+        # By name as well: a test may have had the labels changed.
+        filters = (f"label=quarterdeck.owner={self.instance}", f"name={self.instance[:6]}-")
+        left = [each for key in filters for each in images.docker("ps", "-aq", "--filter", key).split()]
         if left:
             images.docker("rm", "-f", *left, check=False)
         # By id: a defect may have made several of one name.
