@@ -176,11 +176,10 @@ class _Reader(threading.Thread):
     def _read(self, *, follow: bool) -> int:
         """One connection until the stream ends; returns the bytes that came. Raises `_GoneError`, OSError."""
         since, known = self._resume()
-        stream = self._open(since, follow=follow)
         try:
-            return self._copy(stream, known)
+            with self._open(since, follow=follow) as stream:
+                return self._copy(stream, known)
         finally:
-            stream.close()
             self._forget()
 
     def _forget(self) -> None:
@@ -215,20 +214,22 @@ class _Reader(threading.Thread):
             # Whoever told us before there was a socket to shut down is heard here.
             go_on = not self._told.is_set() and not (follow and self.ended.is_set())
         if not go_on:
-            self._forget()
             raise ConnectionAbortedError("told to stop or finish")
         sock.sendall(
             f"GET /containers/{quote(self._container, safe='')}/logs?{query} HTTP/1.1\r\n"
             "Host: docker\r\nConnection: close\r\n\r\n".encode()
         )
         response = http.client.HTTPResponse(sock, method="GET")
-        response.begin()
-        sock.settimeout(None)  # a silent container is no error; `stop` shuts the socket down
-        if response.status == 200:
-            return response
-        said = response.read(FRAME_LIMIT)
+        try:
+            response.begin()
+            sock.settimeout(None)  # a silent container is no error; `stop` shuts the socket down
+            if response.status == 200:
+                return response
+            said = response.read(FRAME_LIMIT)
+        except BaseException:
+            response.close()
+            raise
         response.close()
-        self._forget()
         if response.status in (404, 409):
             raise _GoneError
         raise OSError(f"Docker answered {response.status}: {_message(said)}")
