@@ -130,12 +130,12 @@ def _gateway(arguments: argparse.Namespace) -> int:
 
 def _runtime_image(arguments: argparse.Namespace) -> int:
     from quarterdeck_agent.drivers.base import Progress
-    from quarterdeck_agent.runtime_image import build
+    from quarterdeck_agent.runtime_image import build, default_tag
 
     def tell(progress: Progress) -> None:
         _tell(progress.text)
 
-    _say(build(_settings(arguments).docker_url, arguments.tag, tell))
+    _say(build(_settings(arguments).docker_url, arguments.tag or default_tag(), tell))
     return 0
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from quarterdeck_agent.bundle import ModelConfig, check_env, check_name, diff, parse, shown
 from quarterdeck_agent.catalogue import Catalogue, Launch
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
-from quarterdeck_agent.handover import Capacity, Choice, choose
+from quarterdeck_agent.handover import Capacity, Choice, Claim, choose
 from quarterdeck_agent.performing import Recipe
 from quarterdeck_agent.plan import rolling
 from quarterdeck_agent.protocol import (
@@ -178,7 +178,7 @@ class Changes:
         launch = self.catalogue.get(model.runtime).launch(model, self.engine)
         body = body_digest(spec, model, launch)
         live = now.live if now else None
-        choice = choose(spec, model.resources, live, self.capacity())
+        choice = choose(spec, model.resources, live, self.capacity(), self._warm_claim(now, body))
         return Draft(
             kind=kind,
             deployment=name,
@@ -219,7 +219,9 @@ class Changes:
         new = NewOperation(operation, draft.kind, draft.deployment, by, summary, draft.why, draft.changes)
         # A caller that names no generation still gets compare-and-set against what this draft was worked out from.
         expected = draft.generation if generation is None else generation
-        written, _ = self.store.propose(revision, new, expected)
+        written, repeated = self.store.propose(revision, new, expected)
+        if draft.choice.cools and not repeated:
+            self.store.forget_previous(draft.deployment)
         self.written()
         return written
 
@@ -244,6 +246,13 @@ class Changes:
         model = parse(self.store.version(revision.spec.version).config)
         launch = self.catalogue.get(model.runtime).launch(model, self.engine)
         return Recipe(model, launch, revision.body, environment(revision.spec, model, launch))
+
+    def _warm_claim(self, now: WantedDeployment | None, body: str) -> Claim | None:
+        """What the warm revision claims; `None` without one, and when it is what is asked for."""
+        if now is None or now.previous is None or now.previous.body == body:
+            return None
+        resources = parse(self.store.version(now.previous.spec.version).config).resources
+        return Claim(resources, now.previous.spec.replicas)
 
     def _wanted(self, name: str) -> WantedDeployment | None:
         found = next((d for d in self.store.wanted().deployments if d.name == name), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from quarterdeck_agent.drivers.base import Resources
@@ -24,46 +24,84 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """What some replicas of one revision claim together."""
+
+    asks: Resources = field(default_factory=Resources)
+    replicas: int = 0
+
+    @property
+    def memory(self) -> int:
+        return (self.asks.memory or 0) * self.replicas
+
+    @property
+    def slots(self) -> int:
+        """How many places on GPUs, each of `asks.vram`."""
+        return self.asks.gpus * self.replicas
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """The handover chosen and why. `replaces` is the label that serves now."""
+    """The handover chosen and why. `replaces` is the label that serves now; with `cools` the warm revision must go."""
 
     handover: Literal["overlap", "hold"]
     why: str
     expected_pause: float | None = 0.0
     replaces: str | None = None
     warnings: tuple[str, ...] = ()
+    cools: bool = False
 
 
-def choose(spec: Spec, asks: Resources, live: WantedRevision | None, capacity: Capacity) -> Choice:
-    """`overlap` where old and new fit side by side, `hold` where they do not; what was asked for by name wins."""
+def choose(
+    spec: Spec, asks: Resources, live: WantedRevision | None, capacity: Capacity, warm: Claim | None = None
+) -> Choice:
+    """`overlap` where old and new fit side by side, `hold` where they do not; what was asked for by name wins.
+
+    `warm` is what the revision kept for a rollback claims: it makes room before anybody has to wait.
+    """
     if live is None or live.spec.stopped:
         return Choice("overlap", "nothing serves yet", None)
     label = live.spec.label
-    lacking = lacking_beside(spec, asks, capacity)
+    new = Claim(asks, spec.replicas)
+    beside_warm = lacking_beside(new, capacity, Claim())
+    lacking = lacking_beside(new, capacity, warm) if warm and beside_warm else beside_warm
+    cools = warm is not None and beside_warm is not None
     if spec.handover == "hold":
         return Choice("hold", "asked for by name", None, label)
     if spec.handover == "overlap":
         note = (f"asked for by name, although it {lacking}",) if lacking else ()
-        return Choice("overlap", "asked for by name", 0.0, label, note)
+        return Choice("overlap", "asked for by name", 0.0, label, note, cools)
     if lacking:
         return Choice("hold", lacking, None, label)
+    if cools:
+        return Choice("overlap", "both fit side by side once the warm revision is let go", 0.0, label, (), cools)
     return Choice("overlap", fits_because(asks, capacity), 0.0, label)
 
 
-def lacking_beside(spec: Spec, asks: Resources, capacity: Capacity) -> str | None:
-    """Why the new replicas do not fit beside the running ones, in words; `None` when they do."""
-    if asks.memory is not None and capacity.memory_available is not None:
-        need = asks.memory * spec.replicas
-        spare = capacity.memory_available - int((capacity.memory_total or 0) * HEADROOM)
-        if need > spare:
-            return f"needs {gib(need)} of memory, {gib(max(0, spare))} are free beside the running revision"
-    if asks.gpus and asks.vram is not None and capacity.gpus:
-        need_gpus = asks.gpus * spec.replicas
-        slots = sum((free_vram(g) or 0) // asks.vram if asks.vram else 0 for g in capacity.gpus)
-        if slots < need_gpus:
-            best = max((free_vram(g) or 0 for g in capacity.gpus), default=0)
-            return f"needs {gib(asks.vram)} on {need_gpus} GPU(s), the emptiest has {gib(best)} free"
-    return None
+def lacking_beside(new: Claim, capacity: Capacity, given_back: Claim) -> str | None:
+    """Why the new replicas do not fit beside the running ones, in words; `None` when they do.
+
+    `given_back` is what would come free if the warm revision went.
+    """
+    if new.asks.memory is not None and capacity.memory_available is not None:
+        spare = capacity.memory_available + given_back.memory - int((capacity.memory_total or 0) * HEADROOM)
+        if new.memory > spare:
+            return f"needs {gib(new.memory)} of memory, {gib(max(0, spare))} are free beside the running revision"
+    if not new.asks.gpus or not capacity.gpus:
+        return None
+    if new.asks.vram is None:
+        return "takes whole GPUs and does not say how much of their memory it needs (resources.vram)"
+    return _lacking_vram(new, new.asks.vram, capacity, given_back)
+
+
+def _lacking_vram(new: Claim, vram: int, capacity: Capacity, given_back: Claim) -> str | None:
+    slots = sum((free_vram(g) or 0) // vram for g in capacity.gpus)
+    if (given_back.asks.vram or 0) >= vram:
+        slots += given_back.slots
+    if slots >= new.slots:
+        return None
+    best = max((free_vram(g) or 0 for g in capacity.gpus), default=0)
+    return f"needs {gib(vram)} on {new.slots} GPU(s), the emptiest has {gib(best)} free"
 
 
 def fits_because(asks: Resources, capacity: Capacity) -> str:

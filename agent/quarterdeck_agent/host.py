@@ -245,7 +245,7 @@ class Host:
             metrics=lambda: exposition(self.board.status()),
             upload_size=settings.upload_size,
         )
-        app = build(parts, LocalToken(self._prepared.token), Bounds())
+        app = build(parts, LocalToken(self._prepared.token), Bounds(settings.body_size, settings.body_idle))
         serving = Serving(settings.connections, settings.header_deadline, shutdown=settings.shutdown)
         return Server(app, settings.socket, parts.stop, serving)
 
@@ -366,4 +366,5 @@ def _log_to_stderr(level: str) -> None:
     """One line a record, with the time where nobody else (journald) adds it."""
     stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
     logging.basicConfig(level=level.upper(), format=f"{stamp}%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("alembic", "uvicorn", "docker", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -143,8 +143,6 @@ def warm_left(d: WantedDeployment, seen: Seen, now: float) -> float:
         return 0.0
     if d.holding:
         return 0.0  # a hold is there because memory is short
-    if rolling(d) and d.target.body not in (d.live.body, d.previous.body):
-        return 0.0  # three bodies at once are one too many
     if _memory_is_short(seen):
         return 0.0
     return max(0.0, d.live.spec.warm - d.replaced_at.age(seen.boot_id, now))

@@ -159,9 +159,14 @@ def test_a_rollback_to_a_warm_revision_promotes_at_once_and_starts_nothing() -> 
     assert (world.running("body-1"), world.running("body-2")) == (1, 1)
 
 
-def test_a_third_version_lets_the_warm_one_go() -> None:
+def test_a_third_version_lets_the_oldest_go_only_when_it_has_replaced_the_second() -> None:
     world = deploying(serving(), revision(2)).run()
-    deploying(world, revision(3)).run()
+    world = deploying(world, revision(3))
+    world.wrong = frozenset({"body-3"})
+    world.run()
+    assert (world.running("body-1"), world.running("body-2"), world.running("body-3")) == (1, 1, 0)
+    world.wrong = frozenset()
+    deploying(world, revision(4, "body-3")).run()
     assert (world.running("body-1"), world.running("body-2"), world.running("body-3")) == (0, 1, 1)
 
 
