@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from quarterdeck_agent import runtime_image
 from quarterdeck_agent.api.access import LocalToken
 from quarterdeck_agent.api.app import build
 from quarterdeck_agent.api.guard import Bounds
@@ -84,7 +85,8 @@ async def choose_engine(settings: Settings, instance: str, clock: Clock) -> Engi
         return SimulatedEngine(clock, serve=True)
     if settings.engine == "process":
         return ProcessEngine(folder, instance, clock)
-    docker = DockerEngine(settings.docker_url, instance, clock)
+    builders = {runtime_image.default_tag(): runtime_image.build}
+    docker = DockerEngine(settings.docker_url, instance, clock, builders=builders)
     if settings.engine == "docker":
         return docker
     try:
