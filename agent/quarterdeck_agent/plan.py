@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
-from quarterdeck_agent.drivers.base import Found, Resources
+from quarterdeck_agent.drivers.base import Found, Life, Resources
 from quarterdeck_agent.protocol import FailureReason, Gpu, RevisionOutcome
 from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.steps import (
@@ -175,6 +175,12 @@ def _bury(
             yield Bury(count.revision, replica.found, FailureReason.NEVER_READY, message)
 
 
+def _may_start(replica: SeenReplica, count: _Count) -> bool:
+    """Whether a replica that was made and never started (the agent ended in between) is one that shall start now."""
+    made = replica.found
+    return made.life is Life.CREATED and count.start and made.revision == count.revision.number
+
+
 def _hangs(replica: SeenReplica, now: float) -> bool:
     return replica.was_ready and replica.unready_since is not None and now - replica.unready_since > UNREADY_LIMIT
 
@@ -193,9 +199,14 @@ def how_it_ended(found: Found) -> tuple[FailureReason, str]:
 def _stop(d: WantedDeployment, counts: dict[str, _Count], mine: tuple[SeenReplica, ...], now: float) -> Iterator[Step]:
     """Running replicas nobody wants, once nothing is sent to them and what they had is done or out of time."""
     drain = (d.live or d.target).spec.limits.drain
-    for replica in surplus(counts, mine):
+    leaving = surplus(counts, mine)
+    for replica in leaving:
         if _drained(replica, drain, now):
             yield Stop(replica.found, STOP_GRACE, "it is not wanted any more")
+    for replica in mine:
+        count = counts.get(replica.found.body)
+        if count and replica.found.life is Life.CREATED and not _may_start(replica, count) and replica not in leaving:
+            yield Stop(replica.found, 0.0, "it was made and never started")
 
 
 def surplus(counts: dict[str, _Count], mine: tuple[SeenReplica, ...]) -> tuple[SeenReplica, ...]:
@@ -217,7 +228,7 @@ def _started(replica: SeenReplica) -> float:
 
 
 def _drained(replica: SeenReplica, drain: float, now: float) -> bool:
-    if not replica.routed:
+    if not replica.routed or replica.found.life is Life.CREATED:
         return True
     if replica.unrouted_since is None:
         return False
@@ -300,7 +311,8 @@ def _start(d: WantedDeployment, body: str, count: _Count, asks: Resources, seen:
     mine = seen.of(d.name)
     if any(r.found.body == body and not r.running for r in mine):
         return  # its end has to be counted first, or the pause before the next start is lost
-    missing = count.replicas - sum(1 for r in mine if r.found.body == body and r.running)
+    made = [r for r in mine if r.found.body == body and _may_start(r, count)]
+    missing = count.replicas - sum(1 for r in mine if r.found.body == body and r.found.life is Life.RUNNING)
     if missing <= 0 or now < next_start(count.revision, seen.boot_id, now):
         return
     if not is_staged(count.revision, seen):
@@ -313,7 +325,9 @@ def _start(d: WantedDeployment, body: str, count: _Count, asks: Resources, seen:
         return
     taken = {r.found.id for r in mine}
     claimed = [gpu for r in seen.replicas if r.running for gpu in r.found.gpus]
-    for name in _free_names(d.name, count.revision, taken, missing):
+    for replica in made[:missing]:
+        yield Start(count.revision, replica.found.id, replica.found.gpus)
+    for name in _free_names(d.name, count.revision, taken, max(0, missing - len(made))):
         gpus = choose_gpus(asks, seen.gpus, claimed)
         claimed.extend(gpus)
         yield Start(count.revision, name, gpus)

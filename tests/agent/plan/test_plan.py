@@ -26,6 +26,22 @@ def test_a_first_deploy_stages_starts_checks_and_promotes_in_this_order() -> Non
     assert world.d.live is not None and world.d.live.number == 1
 
 
+def test_a_replica_that_was_made_but_not_started_is_started_under_its_name() -> None:
+    world = deploying(serving(), revision(2))
+    world.replicas["m-2-0"] = seen_replica("m-2-0", "body-2", 2, ready=False)
+    world.replicas["m-2-0"] = replace(world.replicas["m-2-0"], found=found("m-2-0", "body-2", 2, life=Life.CREATED))
+    assert world.run().names() == ["Stage", "Start", "Check", "Promote"]
+    assert world.running("body-2") == 1
+
+
+def test_a_replica_that_another_revision_made_but_did_not_start_gives_way_to_a_new_one() -> None:
+    world = deploying(serving(), revision(3, body="body-2"))
+    world.replicas["m-2-0"] = seen_replica("m-2-0", "body-2", 2, ready=False)
+    world.replicas["m-2-0"] = replace(world.replicas["m-2-0"], found=found("m-2-0", "body-2", 2, life=Life.CREATED))
+    world.run()
+    assert "m-2-0" not in world.replicas and "m-3-0" in world.replicas
+
+
 def test_an_overlap_keeps_the_old_revision_until_the_new_one_serves_and_then_warm() -> None:
     world = deploying(serving(), revision(2)).run()
     assert world.names() == ["Stage", "Start", "Check", "Promote"]
@@ -305,9 +321,11 @@ def situations(draw: st.DrawFn) -> World:
         name = f"m-9-{index}"
         ready = draw(st.booleans())
         world.replicas[name] = seen_replica(name, body, 9, ready=ready, routed=draw(st.booleans()))
-        if draw(st.integers(0, 4)) == 0:
+        life = draw(st.sampled_from([Life.RUNNING, Life.RUNNING, Life.RUNNING, Life.CREATED, Life.EXITED]))
+        if life is not Life.RUNNING:
+            number = draw(st.sampled_from([9, target.number]))
             world.replicas[name] = replace(
-                world.replicas[name], ready=False, found=found(name, body, life=Life.EXITED, exit_code=1)
+                world.replicas[name], ready=False, was_ready=False, found=found(name, body, number, life=life)
             )
     world.wrong = frozenset(draw(st.lists(st.sampled_from(_BODIES), unique=True, max_size=1)))
     if live is not None:

@@ -121,7 +121,7 @@ class World:
         """Time passes: replicas become ready or end, the gateway takes its routes."""
         self.now += tick
         for name, replica in list(self.replicas.items()):
-            if not replica.running:
+            if replica.found.life is not Life.RUNNING:
                 continue
             if replica.found.body in self.breaks:
                 ended = replace(replica.found, life=Life.EXITED, exit_code=1)
@@ -152,7 +152,9 @@ class World:
                 self._update(revision.body, image="")
             case Start(revision, replica, _):
                 new = found(replica, revision.body, revision.number, started=self.now)
-                self.replicas.setdefault(replica, SeenReplica(new, requests=0))
+                there = self.replicas.get(replica)
+                if there is None or there.found.life is Life.CREATED:
+                    self.replicas[replica] = SeenReplica(new, requests=0)
             case Check(revision, _):
                 if revision.body in self.wrong:
                     self._fail(revision, FailureReason.GOLDEN_MISMATCH)
