@@ -80,7 +80,9 @@ class Changes:
     def deploy(
         self, name: str, request: DeployRequest, by: str, operation: str, generation: int | None = None
     ) -> Operation:
-        return self._first(operation) or self._write(self._deploy(name, request), by, operation, generation)
+        return self._first(operation, "deploy", name) or self._write(
+            self._deploy(name, request), by, operation, generation
+        )
 
     def preview_rollback(self, name: str, request: RollbackRequest) -> Preview:
         return self._preview(self._rollback(name, request))
@@ -88,7 +90,9 @@ class Changes:
     def rollback(
         self, name: str, request: RollbackRequest, by: str, operation: str, generation: int | None = None
     ) -> Operation:
-        return self._first(operation) or self._write(self._rollback(name, request), by, operation, generation)
+        return self._first(operation, "rollback", name) or self._write(
+            self._rollback(name, request), by, operation, generation
+        )
 
     def preview_scale(self, name: str, request: ScaleRequest) -> Preview:
         return self._preview(self._scale(name, request))
@@ -96,7 +100,9 @@ class Changes:
     def scale(
         self, name: str, request: ScaleRequest, by: str, operation: str, generation: int | None = None
     ) -> Operation:
-        return self._first(operation) or self._write(self._scale(name, request), by, operation, generation)
+        return self._first(operation, "scale", name) or self._write(
+            self._scale(name, request), by, operation, generation
+        )
 
     def preview_restart(self, name: str, request: ChangeRequest) -> Preview:
         return self._preview(self._restart(name, request))
@@ -104,7 +110,9 @@ class Changes:
     def restart(
         self, name: str, request: ChangeRequest, by: str, operation: str, generation: int | None = None
     ) -> Operation:
-        return self._first(operation) or self._write(self._restart(name, request), by, operation, generation)
+        return self._first(operation, "restart", name) or self._write(
+            self._restart(name, request), by, operation, generation
+        )
 
     def preview_stop(self, name: str, request: ChangeRequest) -> Preview:
         return self._preview(self._stop(name, request))
@@ -112,7 +120,7 @@ class Changes:
     def stop(
         self, name: str, request: ChangeRequest, by: str, operation: str, generation: int | None = None
     ) -> Operation:
-        return self._first(operation) or self._write(self._stop(name, request), by, operation, generation)
+        return self._first(operation, "stop", name) or self._write(self._stop(name, request), by, operation, generation)
 
     def preview_remove(self, name: str, request: ChangeRequest) -> Preview:
         return self._preview(self._remove(name, request))
@@ -120,7 +128,7 @@ class Changes:
     def remove(
         self, name: str, request: ChangeRequest, by: str, operation: str, generation: int | None = None
     ) -> Operation:
-        if first := self._first(operation):
+        if first := self._first(operation, "remove", name):
             return first
         draft = self._remove(name, request)
         new = NewOperation(operation, draft.kind, name, by, f"remove {name}", draft.why, draft.changes)
@@ -197,12 +205,19 @@ class Changes:
 
     # --- writing and telling -----------------------------------------------------------------------------------
 
-    def _first(self, operation: str) -> Operation | None:
+    def _first(self, operation: str, kind: str, name: str) -> Operation | None:
         """The operation that was written under this id before, if any: a repeat answers with it."""
         try:
-            return self.store.operation(operation)
+            first = self.store.operation(operation)
         except NotFound:
             return None
+        if (first.kind, first.target) != (kind, name):
+            raise Conflict(
+                f"operation {operation} was {first.kind} {first.target} and cannot be used for another change",
+                operation=operation,
+                hint="Give each change an operation id of its own.",
+            )
+        return first
 
     def _write(self, draft: Draft, by: str, operation: str, generation: int | None) -> Operation:
         revision = NewRevision(
