@@ -6,6 +6,7 @@ Every part gets what it needs passed in. When the agent ends, replicas and gatew
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import platform
@@ -60,6 +61,7 @@ log = logging.getLogger(__name__)
 RUNTIMES = Path(__file__).parent / "runtimes"
 CAPABILITIES = ("deploy", "push", "logs", "watch", "plan")
 DRAIN_LOGS = 5.0
+FIRST_LOOK = 3.0
 
 
 async def run(settings: Settings, version: str) -> None:
@@ -146,6 +148,7 @@ class Host:
                 ("housekeeper", Housekeeper(self.store, self.blobs, self.logs, self.observer).run),
             )
         ]
+        await self._first_look()
         await self.server.start()
         return self
 
@@ -260,6 +263,11 @@ class Host:
             file_size=self._settings.log_file_size,
             file_count=self._settings.log_files,
         )
+
+    async def _first_look(self) -> None:
+        """Let the board know this host before anybody asks. An engine that hangs keeps nobody waiting for long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.reconciler.looked.wait(), FIRST_LOOK)
 
     async def _ensure_gateway(self) -> None:
         """Without its gateway the agent still runs and tells why; the observer tries again."""

@@ -59,6 +59,8 @@ class Reconciler:
         self._gateway_task: asyncio.Task[None] | None = None
         self._applied: tuple[str, tuple[Route, ...]] | None = None
         self._finished: set[str] = set()
+        self.looked = asyncio.Event()
+        """Set once the board tells what the engine runs."""
 
     def wake(self) -> None:
         """Ask for a pass now."""
@@ -104,6 +106,7 @@ class Reconciler:
             await self._take_steps(deployment, seen, now)
         await self._finish_operations(wanted, routed)
         await parts.reporter.publish(wanted, seen)
+        self.looked.set()
         busy = bool(self._tasks) or not routed or any(_in_motion(d, seen) for d in wanted.deployments)
         parts.observer.busy = busy
         return busy
