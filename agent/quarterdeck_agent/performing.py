@@ -186,7 +186,7 @@ class Performer:
             path = recipe.launch.predict_path.replace("{name}", recipe.model.name)
             result = await self.ask_golden(replica.address, request, path, request.timeout or GOLDEN_LIMIT)
             if not result.ok:
-                text = f"golden request {number} of {len(model.golden)}: {result.detail}"
+                text = f"{result.detail} (request {number} of {len(model.golden)})"
                 await self._fail(d, revision, "golden", FailureReason.GOLDEN_MISMATCH, text, replica)
                 return
         await self._write(self.store.set_passed, d.name, revision.body)

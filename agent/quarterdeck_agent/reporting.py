@@ -25,6 +25,7 @@ from quarterdeck_agent.wanted import Wanted, WantedDeployment, WantedRevision
 
 OPERATIONS_SHOWN = 50
 REVISIONS_SHOWN = 20
+WAITS = ("stage", "drain", "start", "ready")
 
 
 class Reporter:
@@ -188,7 +189,10 @@ class Reporter:
         steps = self._steps.get(operation)
         entered = self._entered.pop(operation, None)
         if steps and entered is not None:
-            steps[-1] = replace(steps[-1], state=state, elapsed=round(self._clock.now() - entered, 3))
+            last = steps[-1]
+            # What a step waited for is of interest while it waits, and when it waited in vain.
+            detail = "" if state == "done" and last.name in WAITS else last.detail
+            steps[-1] = replace(last, state=state, elapsed=round(self._clock.now() - entered, 3), detail=detail)
 
 
 def _failure(d: WantedDeployment, history: tuple[Revision, ...]) -> Failure | None:

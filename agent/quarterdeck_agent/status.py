@@ -118,7 +118,7 @@ def _running(
 def _failed(target: WantedRevision, failure: Failure | None) -> str:
     if failure is None:
         return f"{target.spec.label} failed"
-    return f"the last deploy was refused at {failure.step}: {failure.message}"
+    return f"the last deploy failed: {failure.message}"
 
 
 def _warm_replicas(d: WantedDeployment, mine: tuple[SeenReplica, ...]) -> bool:
