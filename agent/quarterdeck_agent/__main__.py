@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _common(image)
     image.add_argument("--tag", help="name of the image (default: the one the runtimes ask for)")
+    image.add_argument("--rebuild", action="store_true", help="build it also when one of the same files is there")
     image.set_defaults(run=_runtime_image)
 
     show = commands.add_parser("version", help="print the version")
@@ -129,13 +131,24 @@ def _gateway(arguments: argparse.Namespace) -> int:
 
 
 def _runtime_image(arguments: argparse.Namespace) -> int:
+    """The image's id goes to stdout; how it went, to stderr."""
     from quarterdeck_agent.drivers.base import Progress
     from quarterdeck_agent.runtime_image import build, default_tag
 
-    def tell(progress: Progress) -> None:
-        _tell(progress.text)
+    began, told = time.monotonic(), list[int]()
 
-    _say(build(_settings(arguments).docker_url, arguments.tag or default_tag(), tell))
+    def tell(progress: Progress) -> None:
+        # A line for each tenth: as good in a log as on a terminal.
+        tenth = 10 * (progress.done or 0) // (progress.total or 1)
+        if tenth not in told:
+            told.append(tenth)
+            _tell(f"{progress.text}: {10 * tenth} % of {(progress.total or 0) / 1e6:.0f} MB")
+
+    tag = arguments.tag or default_tag()
+    made = build(_settings(arguments).docker_url, tag, tell, rebuild=arguments.rebuild)
+    outcome = "built" if told else "there already, made of the same files"
+    _tell(f"{tag}: {outcome} ({time.monotonic() - began:.1f} s)")
+    _say(made)
     return 0
 
 

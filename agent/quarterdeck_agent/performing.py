@@ -210,7 +210,7 @@ class Performer:
         self, d: WantedDeployment, revision: WantedRevision, step: str, reason: FailureReason, error: Exception
     ) -> None:
         """A rollout's target fails for good; a live revision counts it as a crash and is tried again later."""
-        message = error.detail if isinstance(error, AgentError) else str(error)
+        message = " ".join(filter(None, (error.detail, error.hint))) if isinstance(error, AgentError) else str(error)
         if d.live is None or d.live.number != revision.number:
             await self._fail(d, revision, step, reason, message, None)
             return

@@ -1,13 +1,16 @@
 """Builds the Docker image of the Python runtimes on the host itself, from the agent's own interpreter and packages.
 
 No registry and no Dockerfile: a tar of the interpreter, the chosen distributions with what they need, and the shared
-libraries they load goes straight into `docker import`. Blocking; nothing is downloaded and nothing else is changed.
+libraries they load goes straight into `docker import`. Made of the same files it is there already, and is only named.
+Blocking; nothing is downloaded, nothing else is changed, and an older image is never removed: revisions may need it.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -20,19 +23,27 @@ from pathlib import Path
 from typing import IO
 
 import docker
+import requests
 from docker.errors import DockerException
 from packaging.requirements import Requirement
 
+from quarterdeck_agent.drivers import image
 from quarterdeck_agent.drivers.base import Progress, Report
+from quarterdeck_agent.drivers.docker import innermost
 from quarterdeck_agent.errors import EngineError
 
 DISTRIBUTION = "quarterdeck"
-REPOSITORY = "quarterdeck/runtime-python"
-ROOTS = ("torch", "litserve", "numpy", "safetensors")
+REPOSITORY = image.BUILT_HERE
+NEEDED = ("torch", "litserve", "numpy")
+ROOTS = (*NEEDED, "safetensors")
+# What the image was made of. Not in the name space of our containers' labels, which containers would inherit.
+INPUTS = "io.quarterdeck.runtime.inputs"
 PYTHON = "opt/python"
 SITE = "opt/site"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+LOADER_CACHE = Path("/etc/ld.so.cache")
 IMPORT_DEADLINE = 900.0
+REPORT_EVERY = 16 << 20
 # Nothing that serves a model needs these; together they are a third of an interpreter.
 LEFT_OUT = {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages", "lib2to3"}
 # Headers for compilers that the image does not have.
@@ -54,32 +65,100 @@ def default_tag() -> str:
     return f"{REPOSITORY}:{version}"
 
 
-def build(client_url: str, tag: str, report: Report) -> str:
-    """Build the image, name it `tag` and return its id. Raises `EngineError` when the engine does not take it.
+def build(client_url: str, tag: str, report: Report, *, rebuild: bool = False) -> str:
+    """Build the image, name it `tag` and return its id; one made of the same files is taken unless `rebuild`.
 
-    `report` is called from a thread of this function's own.
+    `report` is called while it is built, from a thread of this function's own. Raises `EngineError` when something that
+    belongs into it is not installed, or the engine does not take it.
     """
-    repository, _, name = tag.rpartition(":")
-    client = docker.APIClient(base_url=client_url, version="auto", timeout=IMPORT_DEADLINE)
-    read, write = os.pipe()
-    trouble: list[BaseException] = []
-    writer = threading.Thread(target=pour, args=(write, report, trouble), name="runtime-image", daemon=True)
+    refuse_without_packages()
+    files = dict(interpreter_files()) | dict(package_files())
+    inputs = digest(files)
+    repository, name = image.split(tag)
+    client = connect(client_url)
     try:
-        with os.fdopen(read, "rb") as stream:
-            writer.start()
-            client.import_image_from_data(iter(lambda: stream.read(1 << 20), b""), repository, name, list(changes()))
-        writer.join(10)
-        if trouble:
-            raise EngineError(f"The runtime image could not be put together: {trouble[0]}") from trouble[0]
+        same = [] if rebuild else client.images(filters={"label": f"{INPUTS}={inputs}"})
+        if same:
+            client.tag(same[0]["Id"], repository, name or "latest", force=True)
+        else:
+            put(client, repository, name or "latest", inputs, files, report)
         return str(client.inspect_image(tag)["Id"])
-    except DockerException as error:
-        raise EngineError(f"Docker did not take the runtime image: {error}", field="image") from error
+    except (DockerException, requests.RequestException) as error:
+        raise refused(str(error)) from error
     finally:
         client.close()
 
 
-def changes() -> Iterator[str]:
+def connect(url: str) -> docker.APIClient:
+    try:
+        return docker.APIClient(base_url=url, version="auto", timeout=IMPORT_DEADLINE)
+    except DockerException as error:
+        raise EngineError(
+            f"No Docker Engine answers at {url}: {innermost(error)}",
+            hint="Is the daemon running, and may this user open its socket?",
+        ) from error
+
+
+def refused(why: str) -> EngineError:
+    return EngineError(
+        f"Docker did not take the runtime image: {why}", field="image", hint="It needs about 2 GB of Docker's disk."
+    )
+
+
+def put(
+    client: docker.APIClient, repository: str, name: str, inputs: str, files: dict[str, Path], report: Report
+) -> None:
+    """Stream the tree into `docker import`."""
+    read, write = os.pipe()
+    trouble: list[BaseException] = []
+    writer = threading.Thread(target=pour, args=(write, files, report, trouble), name="runtime-image", daemon=True)
+    with os.fdopen(read, "rb") as stream:
+        writer.start()
+        data = iter(lambda: stream.read(1 << 20), b"")
+        told = client.import_image_from_data(data, repository, name, list(changes(inputs)))
+    writer.join(10)
+    if trouble:
+        raise EngineError(f"The runtime image could not be put together: {trouble[0]}") from trouble[0]
+    # The daemon answers 200 before it unpacks; what goes wrong then stands in the body, one JSON object a line.
+    errors = [event["error"] for line in str(told).splitlines() if "error" in (event := json.loads(line))]
+    if errors:
+        raise refused(errors[0])
+
+
+def refuse_without_packages() -> None:
+    """An image without them would be built well and serve nothing."""
+    absent = [name for name in NEEDED if not is_installed(name)]
+    if absent:
+        raise EngineError(
+            f"The runtime image is made of this interpreter's packages, and it has no {', no '.join(absent)}.",
+            field="image",
+            hint="Install quarterdeck[torch] where the agent is (pip install 'quarterdeck[torch]'), "
+            "then build it: qd-agent runtime-image.",
+        )
+
+
+def is_installed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def digest(files: dict[str, Path]) -> str:
+    """What the image is made of, by names, sizes and times; compiled modules come and go and say nothing."""
+    seen = hashlib.sha256("\n".join((USERS, GROUPS, HOSTS, *changes(""))).encode())
+    # The loader's cache stands for the shared libraries: it is written whenever they change.
+    for name, path in sorted((files | {"": LOADER_CACHE}).items()):
+        if path.suffix != ".pyc" and path.exists():
+            facts = path.stat()
+            seen.update(f"{name}\0{facts.st_size} {facts.st_mtime_ns} {facts.st_mode}\n".encode())
+    return seen.hexdigest()
+
+
+def changes(inputs: str) -> Iterator[str]:
     """The image's configuration as Dockerfile lines."""
+    yield f"LABEL {INPUTS}={inputs}"
     yield f"ENV PATH=/{PYTHON}/bin:/bin"
     yield f"ENV PYTHONPATH=/{SITE}"
     yield f"ENV LD_LIBRARY_PATH=/{PYTHON}/lib"
@@ -88,11 +167,11 @@ def changes() -> Iterator[str]:
     yield "WORKDIR /model"
 
 
-def pour(descriptor: int, report: Report, trouble: list[BaseException]) -> None:
+def pour(descriptor: int, files: dict[str, Path], report: Report, trouble: list[BaseException]) -> None:
     """Write the tar into a pipe; the reader sees its end also when something goes wrong here."""
     with os.fdopen(descriptor, "wb") as sink:
         try:
-            write_tree(sink, report)
+            write_tree(sink, files, report)
         except BrokenPipeError:
             # Docker hung up and says why itself.
             return
@@ -100,13 +179,13 @@ def pour(descriptor: int, report: Report, trouble: list[BaseException]) -> None:
             trouble.append(error)
 
 
-def write_tree(sink: IO[bytes], report: Report) -> None:
+def write_tree(sink: IO[bytes], files: dict[str, Path], report: Report) -> None:
     """The whole root file system as a tar stream, the same bytes for the same interpreter and packages."""
-    files = dict(interpreter_files()) | dict(package_files())
+    files = dict(files)
     for name, path in library_files(files.values()):
         files.setdefault(name, path)
     total = sum(path.stat().st_size for path in files.values())
-    done = 0
+    done = told = 0
     with tarfile.open(fileobj=sink, mode="w|", bufsize=1 << 20) as tree:
         for folder, mode in (("tmp", 0o1777), ("model", 0o755), ("etc", 0o755), ("bin", 0o755), ("proc", 0o755)):
             tree.addfile(entry(folder, tarfile.DIRTYPE, mode))
@@ -120,7 +199,9 @@ def write_tree(sink: IO[bytes], report: Report) -> None:
         for name, path in sorted(files.items()):
             add(tree, name, path)
             done += path.stat().st_size
-            report(Progress("building the runtime image", done, total))
+            if done - told >= REPORT_EVERY or done == total:
+                told = done
+                report(Progress("building the runtime image", done, total))
 
 
 def entry(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:

@@ -16,6 +16,10 @@ from quarterdeck_agent.errors import EngineError
 
 Json = dict[str, Any]
 
+# The image of the Python runtimes is built on each host and published nowhere: whoever offers one by this name in a
+# registry is a stranger, so that it is never pulled.
+BUILT_HERE = "quarterdeck/runtime-python"
+
 
 def resolve(client: docker.APIClient, slow: docker.APIClient, image: str, report: Report) -> str:
     """`image` by digest, present on the host. `slow` is a client whose reads may wait for a registry.
@@ -81,6 +85,12 @@ def pull(client: docker.APIClient, slow: docker.APIClient, image: str, report: R
     if image.startswith("sha256:"):
         raise EngineError(f"There is no image {image} on this host, and an image id cannot be pulled.", field="image")
     repository, tag = image.split("@", 1) if "@" in image else split(image)
+    if familiar(repository) == BUILT_HERE:
+        raise EngineError(
+            f"There is no image {image} on this host. It is built here, never pulled.",
+            field="image",
+            hint=f"Build it: qd-agent runtime-image --tag {image}",
+        )
     try:
         follow(image, slow.pull(repository, tag=tag or "latest", stream=True, decode=True), report)
     except APIError as error:
