@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from quarterdeck_agent.bundle import ModelConfig, check_env, check_name, diff, parse, shown
 from quarterdeck_agent.catalogue import Catalogue, Launch
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
-from quarterdeck_agent.handover import Capacity, Choice, Claim, choose
+from quarterdeck_agent.handover import Capacity, Choice, Claim, choose, start_times, with_pause
 from quarterdeck_agent.performing import Recipe
 from quarterdeck_agent.plan import rolling
 from quarterdeck_agent.protocol import (
@@ -187,6 +187,8 @@ class Changes:
         body = body_digest(spec, model, launch)
         live = now.live if now else None
         choice = choose(spec, model.resources, live, self.capacity(), self._warm_claim(now, body))
+        waiting = spec.limits.in_flight + spec.limits.queue
+        choice = with_pause(choice, start_times(self.store.revisions(name)), waiting)
         return Draft(
             kind=kind,
             deployment=name,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Literal
 
 from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.plan import free_vram, gib
-from quarterdeck_agent.protocol import Gpu, Spec
+from quarterdeck_agent.protocol import Gpu, Revision, Spec
 from quarterdeck_agent.wanted import WantedRevision
 
 HEADROOM = 0.05
@@ -76,6 +78,33 @@ def choose(
     if cools:
         return Choice("overlap", "both fit side by side once the warm revision is let go", 0.0, label, (), cools)
     return Choice("overlap", fits_because(asks, capacity), 0.0, label)
+
+
+START_STEPS = ("start", "ready", "dwell", "golden")
+"""What happens while requests are held; draining the old revision comes before it and is not known beforehand."""
+
+
+def start_times(history: Iterable[Revision], most: int = 3) -> tuple[float, ...]:
+    """How long the last rollouts that went through took from start to switch, in seconds, the newest first."""
+    taken = []
+    for revision in history:
+        steps = {step.name: step.elapsed for step in revision.steps if step.state == "done"}
+        if revision.served_at is not None and "ready" in steps:
+            taken.append(sum(steps.get(name, 0.0) for name in START_STEPS))
+    return tuple(taken[:most])
+
+
+def with_pause(choice: Choice, starts: tuple[float, ...], waiting: int) -> Choice:
+    """A hold with the pause that is to be expected from earlier starts; other choices as they are."""
+    if choice.handover != "hold":
+        return choice
+    if not starts:
+        note = f"how long requests wait is not known yet: nothing was started before; up to {waiting} may wait"
+        return replace(choice, warnings=(*choice.warnings, note))
+    pause = round(median(starts), 1)
+    seen = ", ".join(f"{each:.1f}" for each in starts)
+    note = f"requests wait about {pause:g} s (last starts: {seen} s), up to {waiting} of them"
+    return replace(choice, expected_pause=pause, warnings=(*choice.warnings, note))
 
 
 def lacking_beside(new: Claim, capacity: Capacity, given_back: Claim) -> str | None:

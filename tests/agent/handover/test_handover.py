@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from quarterdeck_agent.drivers.base import Resources
-from quarterdeck_agent.handover import Capacity, Claim, choose
-from quarterdeck_agent.protocol import Gpu, RevisionOutcome, Spec
+from quarterdeck_agent.handover import Capacity, Claim, choose, start_times, with_pause
+from quarterdeck_agent.protocol import Gpu, Revision, RevisionOutcome, Spec, StepRecord
 from tests.agent.plan.world import revision
 
 GIB = 2**30
@@ -63,6 +64,25 @@ def test_the_warm_revision_makes_room_before_anybody_has_to_wait() -> None:
     vram = Resources(gpus=1, vram=20 * GIB)
     assert choose(spec(), vram, LIVE, capacity(60, gpu(5)), Claim(vram, 1)).handover == "overlap"
     assert choose(spec(), vram, LIVE, capacity(60, gpu(5)), None).handover == "hold"
+
+
+def rolled_out(number: int, seconds: float, *, served: bool = True) -> Revision:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    steps = (StepRecord("start", "done", at, 1.0), StepRecord("ready", "done", at, seconds - 1.0))
+    return Revision("m", number, spec(), at, "ana", "op", served_at=at if served else None, steps=steps)
+
+
+def test_a_hold_is_expected_to_take_as_long_as_the_last_starts_that_went_through() -> None:
+    history = [rolled_out(5, 31.0), rolled_out(4, 99.0, served=False), rolled_out(3, 22.0), rolled_out(2, 24.0)]
+    starts = start_times([*history, rolled_out(1, 500.0)])
+    assert starts == (31.0, 22.0, 24.0)
+    hold = with_pause(choose(spec("hold"), Resources(), LIVE, capacity(60)), starts, 768)
+    assert hold.expected_pause == 24.0
+    assert "31.0, 22.0, 24.0" in hold.warnings[0] and "768" in hold.warnings[0]
+    unknown = with_pause(choose(spec("hold"), Resources(), LIVE, capacity(60)), (), 768)
+    assert unknown.expected_pause is None and "not known" in unknown.warnings[0]
+    overlap = choose(spec(), Resources(), LIVE, capacity(60))
+    assert with_pause(overlap, starts, 768) is overlap
 
 
 def test_every_replica_counts() -> None:
