@@ -145,7 +145,7 @@ class Host:
                 ("observer", self.observer.run),
                 ("reconciler", self.reconciler.run),
                 ("sampler", self.sampler.run),
-                ("housekeeper", Housekeeper(self.store, self.blobs, self.logs, self.observer).run),
+                ("housekeeper", self._housekeeper().run),
             )
         ]
         await self._first_look()
@@ -209,6 +209,9 @@ class Host:
         )
         self.sampler = self._sampler()
         self.server = self._server(loop)
+
+    def _housekeeper(self) -> Housekeeper:
+        return Housekeeper(self.store, self.blobs, self.logs, self.observer.found, self.observer.unstaged)
 
     def _sampler(self) -> Sampler:
         sources = Sources(

@@ -84,6 +84,10 @@ class LogStore:
             raise NotFound(f"there are no logs of {replica!r}, revision {revision} of {deployment!r}")
         return self._folder / deployment / str(revision) / replica
 
+    def deployments(self) -> tuple[str, ...]:
+        """The deployments of which logs are kept, also those long removed."""
+        return tuple(name for name in _folders(self._folder) if _NAME.fullmatch(name))
+
     def tapes(self, deployment: str) -> list[Tape]:
         """Every replica of this deployment that has a folder, the oldest revision first."""
         if not _NAME.fullmatch(deployment):
