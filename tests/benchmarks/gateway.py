@@ -7,9 +7,10 @@ depend on who else uses the machine.
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from quarterdeck_agent.drivers.envoy import EnvoyGateway, find_binary
 from quarterdeck_agent.protocol import Limits
 from quarterdeck_agent.routing import Route, Target, resources
+from tests.benchmarks import bare_envoy
 from tests.benchmarks.figures import Figure, median
 from tests.benchmarks.hosts import cpu_seconds, first_answer
 from tests.end_to_end.rig import free_port
@@ -53,7 +55,7 @@ def measure(folder: Path) -> Sequence[Figure]:
         upstream = free_port()
         nginx_pid = ending.enter_context(nginx(folder / "nginx", upstream))
         ours = Way(*ending.enter_context(our_envoy(folder / "ours", upstream)))
-        bare = Way(*ending.enter_context(bare_envoy(folder / "bare", upstream)))
+        bare = Way(*ending.enter_context(_bare(folder / "bare", upstream)))
         direct = Way(f"http://127.0.0.1:{upstream}/", nginx_pid)
         ways = (ours, bare, direct)
         for way in ways:
@@ -147,54 +149,12 @@ def our_envoy(folder: Path, upstream: int) -> Iterator[tuple[str, int]]:
         yield f"http://127.0.0.1:{port}/model/", pid
     finally:
         if pid := gateway.pid:
-            subprocess.run(["kill", "-9", str(pid)], check=False)
+            os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
-def bare_envoy(folder: Path, upstream: int) -> Iterator[tuple[str, int]]:
-    """As little as an Envoy in front of one upstream can be told, with as many workers as ours."""
+def _bare(folder: Path, upstream: int) -> Iterator[tuple[str, int]]:
     port = free_port()
-    folder.mkdir()
-    (folder / "envoy.json").write_text(json.dumps(minimal(port, upstream)))
-    words = [find_binary(), "-c", str(folder / "envoy.json"), "--concurrency", "1", "--disable-hot-restart"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*words, "--log-level", "warning"], stdout=log, stderr=log)
-    try:
-        first_answer(("127.0.0.1", port), "/")
-        yield f"http://127.0.0.1:{port}/", process.pid
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-def minimal(port: int, upstream: int) -> dict[str, object]:
-    """A listener, a route and a cluster, everything else as Envoy has it by itself."""
-    kinds = "type.googleapis.com/envoy.extensions.filters"
-
-    def address(number: int) -> dict[str, object]:
-        return {"address": {"socket_address": {"address": "127.0.0.1", "port_value": number}}}
-
-    manager = {
-        "@type": f"{kinds}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "bare",
-        "route_config": {
-            "virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "up"}}]}
-            ]
-        },
-        "http_filters": [{"name": "router", "typed_config": {"@type": f"{kinds}.http.router.v3.Router"}}],
-    }
-    cluster = {
-        "name": "up",
-        "type": "STATIC",
-        "load_assignment": {
-            "cluster_name": "up",
-            "endpoints": [{"lb_endpoints": [{"endpoint": address(upstream)}]}],
-        },
-    }
-    listener = {
-        "name": "in",
-        **address(port),
-        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
-    }
-    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+    config = bare_envoy.bootstrap(port, {"route_config": bare_envoy.routes({"route": {"cluster": "up"}})}, upstream)
+    with bare_envoy.running(folder, port, config) as pid:
+        yield f"http://127.0.0.1:{port}/", pid
