@@ -64,13 +64,17 @@ class Ran:
 
 @dataclass
 class Agent:
-    """One host. `settings` are QUARTERDECK_* variables, without the prefix and in lower case."""
+    """One host. `settings` are QUARTERDECK_* variables, without the prefix and in lower case.
+
+    `wrapper` is a command that ends by executing the one behind it.
+    """
 
     folder: Path
     engine: str = "process"
     settings: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    wrapper: tuple[str, ...] = ()
 
     @property
     def run_folder(self) -> Path:
@@ -100,7 +104,7 @@ class Agent:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "agent.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "quarterdeck_agent", "run"],
+                [*self.wrapper, sys.executable, "-m", "quarterdeck_agent", "run"],
                 cwd=ROOT,
                 env=self.environment() | environment,
                 stdin=subprocess.DEVNULL,
@@ -172,8 +176,9 @@ class Agent:
         connection = _UnixConnection(str(self.socket), timeout)
         try:
             token = (self.run_folder / "token").read_text().strip()
-            sent = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", **(headers or {})}
-            data = None if body is None else json.dumps(body).encode()
+            kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
+            sent = {"Authorization": f"Bearer {token}", "Content-Type": kind, **(headers or {})}
+            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
             connection.request(method, path, data, sent)
             response = connection.getresponse()
             text = response.read()
