@@ -97,7 +97,9 @@ def test_the_runtime_asks_nobody_starts_nothing_and_writes_nowhere(tmp_path: Pat
         'name = "m"\nversion = "1"\nruntime = "python"\n[settings]\nhandler = "handler:Model"\n'
     )
     agent = Path(quarterdeck_agent.__file__).parents[1]
-    with serving(bundle, env={"PYTHONPATH": f"{tmp_path / 'audit'}:{agent}"}) as running:
+    # Python itself writes its cache of compiled modules the first time; that is not the runtime's doing.
+    quiet = {"PYTHONPATH": f"{tmp_path / 'audit'}:{agent}", "PYTHONDONTWRITEBYTECODE": "1"}
+    with serving(bundle, env=quiet) as running:
         assert running.ask("/predict", {"inputs": {"x": 1}}) == (200, {"outputs": {"x": 1}})
         told = [line for line in running.output().splitlines() if line.startswith("AUDIT")]
     assert told == ["AUDIT armed"]
