@@ -84,6 +84,7 @@ class Observer:
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._look = asyncio.Event()
         self._listed = False
+        self._unjudged: set[str] = set()
         self.busy = False
         self.parts: dict[str, Part] = {}
 
@@ -91,8 +92,12 @@ class Observer:
 
     @property
     def listed(self) -> bool:
-        """Whether the engine has been listed at least once: before that nothing may be planned."""
-        return self._listed
+        """Whether the engine has been listed and every replica found then has been judged: before, nothing is planned.
+
+        A replica from before this agent may be serving: were it taken for unready until its first probe comes back, the
+        gateway would be told to send it nothing, and a busy one would lose its requests whenever the agent starts.
+        """
+        return self._listed and not self._unjudged
 
     def seen(self) -> Seen:
         """Everything last seen, as one value."""
@@ -235,14 +240,18 @@ class Observer:
             self._put(one)
         for key in before.keys() - {one.id for one in found}:
             self._drop(key)
-        if not self._listed or before != {key: replica.found for key, replica in self._replicas.items()}:
+        if not self._listed:
+            self._unjudged = self._probes.keys() - self._ours
             self._listed = True
+            self._changed()
+        elif before != {key: replica.found for key, replica in self._replicas.items()}:
             self._changed()
 
     def _put(self, found: Found) -> None:
         known = self._replicas.get(found.id)
         if known is None or known.found.handle != found.handle:
-            self._replicas[found.id] = SeenReplica(found, routed=found.id not in self._ours)
+            now = self._clock.now()
+            self._replicas[found.id] = SeenReplica(found, routed=found.id not in self._ours, unready_since=now)
             self._stop_probe(found.id)
         else:
             ended = found.life is Life.EXITED
@@ -261,22 +270,36 @@ class Observer:
         task = self._probes.pop(key, None)
         if task is not None:
             task.cancel()
+        self._judged(key)
+
+    def _judged(self, key: str) -> None:
+        """This replica's state is known; when it was the last of those found at the start, planning may begin."""
+        if key in self._unjudged:
+            self._unjudged.discard(key)
+            if not self._unjudged:
+                self._changed()
 
     async def _probe(self, found: Found) -> None:
         """Probe one replica until it ends: often while it starts, seldom while all is well."""
         assert found.address is not None
-        path = await self._health_path(found)
-        began, failures = self._clock.now(), 0
+        began, failures, path = self._clock.now(), 0, ""
         while True:
-            result = await self._ask(found.address, path, self._deadline)
-            failures = 0 if result.ok else failures + 1
+            try:
+                path = path or await self._health_path(found)
+                result = await self._ask(found.address, path, self._deadline)
+                ok, detail = result.ok, result.detail
+            except AgentError as error:  # where to ask is not known now: its runtime's file may be broken or gone
+                ok, detail = False, error.detail
+            failures = 0 if ok else failures + 1
             known = self._replicas.get(found.id)
             if known is None:
                 return
-            self._note(known, result.ok, failures, result.detail)
-            if not result.ok and known.was_ready:
+            self._note(known, ok, failures, detail)
+            if ok or failures >= FAILURES_TO_UNREADY:
+                self._judged(found.id)
+            if not ok and known.was_ready:
                 self.look()
-            await asyncio.sleep(self._probe_pause(result.ok, known.was_ready, self._clock.now() - began))
+            await asyncio.sleep(self._probe_pause(ok, known.was_ready, self._clock.now() - began))
 
     def _probe_pause(self, ok: bool, was_ready: bool, age: float) -> float:
         if ok:
