@@ -143,8 +143,12 @@ class Changes:
         version = self.store.version(request.version)
         now = self._wanted(name)
         base = now.target.spec if now else None
-        spec = check_spec(merge(base, request, version, parse(version.config)))
+        spec = check_spec(merge(base, request, version, parse(version.config), self._own_deadline(base)))
         return self._draft("deploy", name, spec, request.why, now)
+
+    def _own_deadline(self, base: Spec | None) -> float | None:
+        """The start timeout of the version that a spec runs."""
+        return None if base is None else parse(self.store.version(base.version).config).health.start_timeout
 
     def _rollback(self, name: str, request: RollbackRequest) -> Draft:
         now = self._deployment(name)
@@ -323,9 +327,16 @@ class Changes:
 # --- pure parts ------------------------------------------------------------------------------------------------
 
 
-def merge(base: Spec | None, request: DeployRequest, version: Version, model: ModelConfig) -> Spec:
-    """The spec a deploy asks for: what it names, else what the running revision has, else the defaults."""
-    start = base or Spec(version=version.id, label=version.label, deadline=model.health.start_timeout)
+def merge(
+    base: Spec | None, request: DeployRequest, version: Version, model: ModelConfig, own_deadline: float | None = None
+) -> Spec:
+    """The spec a deploy asks for: what it names, else what the running revision has, else the defaults.
+
+    A deadline that was only the running version's own (`own_deadline`) does not bind the next version.
+    """
+    start = base or Spec(version=version.id, label=version.label)
+    if base is None or base.deadline == own_deadline:
+        start = replace(start, deadline=model.health.start_timeout)
     named = {
         field: value
         for field in ("replicas", "handover", "env", "limits", "warm", "dwell", "golden", "deadline")

@@ -83,7 +83,7 @@ def test_a_hold_whose_new_version_never_gets_ready_restores_the_old_one_and_lose
     deployed(host, tmp_path, "1", "--warm", "0")
     never = push(host, tmp_path, "2", mode="never_ready", start_timeout=3.0)
     with Load(host, "toy", threads=3) as load:
-        ran = host.qd("deploy", never, "--handover", "hold", "--deadline", "3", *QUICK)
+        ran = host.qd("deploy", never, "--handover", "hold", *QUICK)
         assert ran.code == 1
         before = len(load.answers)
         until(lambda: len(load.answers) > before + 20, "the old version answers again")

@@ -111,6 +111,15 @@ def test_the_start_timeout_of_a_version_is_the_deadline_of_its_first_rollout(des
     assert desk.store.revision("toy", 1).spec.deadline == 17.0
 
 
+def test_the_next_version_brings_its_own_start_timeout_unless_a_deadline_was_asked_for(desk: Desk) -> None:
+    desk.serve(desk.version("1", health={"start_timeout": 17.0}))
+    desk.serve(desk.version("2", health={"start_timeout": 5.0}))
+    assert desk.store.revision("toy", 2).spec.deadline == 5.0
+    desk.serve("toy:1", deadline=99.0)
+    desk.serve("toy:2")
+    assert desk.store.revision("toy", 4).spec.deadline == 99.0
+
+
 def test_repeating_an_operation_gives_the_first_result_and_changes_nothing(desk: Desk) -> None:
     request = DeployRequest(desk.version("1"))
     first = desk.changes.deploy("toy", request, "ana", "same")
