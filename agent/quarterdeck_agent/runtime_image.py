@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -27,9 +28,8 @@ import requests
 from docker.errors import DockerException
 from packaging.requirements import Requirement
 
-from quarterdeck_agent.drivers import image
+from quarterdeck_agent.drivers import docker_socket, image
 from quarterdeck_agent.drivers.base import Progress, Report
-from quarterdeck_agent.drivers.docker import innermost
 from quarterdeck_agent.errors import EngineError
 
 DISTRIBUTION = "quarterdeck"
@@ -91,12 +91,13 @@ def build(client_url: str, tag: str, report: Report, *, rebuild: bool = False) -
 
 def connect(url: str) -> docker.APIClient:
     try:
-        return docker.APIClient(base_url=url, version="auto", timeout=IMPORT_DEADLINE)
-    except DockerException as error:
+        docker_socket.get(url, "/version")
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise EngineError(
-            f"No Docker Engine answers at {url}: {innermost(error)}",
+            f"No Docker Engine answers at {url}: {error}",
             hint="Is the daemon running, and may this user open its socket?",
         ) from error
+    return docker.APIClient(base_url=url, version="auto", timeout=IMPORT_DEADLINE)
 
 
 def refused(why: str) -> EngineError:

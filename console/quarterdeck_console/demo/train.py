@@ -69,17 +69,19 @@ def main(arguments: list[str] | None = None) -> int:
         networks.append(network)
         reached = accuracy(torch, network, digits)
         bundle = write_bundle(torch, options.folder, recipe, network, digits, networks)
-        tell(options.json, f"trained {bundle.name}", bundle, reached, time.monotonic() - began)
+        tell(options.json, f"trained {bundle.name}", bundle, recipe.title, reached, time.monotonic() - began)
     broken = mix_up(torch, networks[-1])
     bundle = write_bundle(torch, options.folder, RECIPES[-1], broken, digits, networks, version="3")
-    tell(options.json, f"broke {bundle.name}", bundle, accuracy(torch, broken, digits), 0.0)
+    title = "its last layer mixed up"
+    tell(options.json, f"broke {bundle.name}", bundle, title, accuracy(torch, broken, digits), 0.0)
     write_samples(options.folder, digits)
     return 0
 
 
-def tell(as_json: bool, what: str, bundle: Path, reached: float, seconds: float) -> None:
+def tell(as_json: bool, what: str, bundle: Path, title: str, reached: float, seconds: float) -> None:
     """One line on stdout."""
-    event = {"event": what.partition(" ")[0], "bundle": str(bundle), "accuracy": reached, "seconds": round(seconds, 3)}
+    event = {"event": what.partition(" ")[0], "bundle": str(bundle), "title": title, "accuracy": reached}
+    event["seconds"] = round(seconds, 3)
     text = json.dumps(event) if as_json else f"{what}: {reached:.1%} of held-out digits right, {seconds:.1f} s"
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -14,7 +14,7 @@ import pytest
 
 from quarterdeck_console.demo.load import Digits, Load
 from quarterdeck_console.demo.stage import Answer, _parsed
-from quarterdeck_console.demo.story import Event, tell
+from quarterdeck_console.demo.telling import Event, Teller
 
 DIGITS = Digits(images=[[0] * 64, [1] * 64], labels=[0, 1])
 
@@ -91,10 +91,12 @@ def test_answers_of_commands_are_read_whatever_they_are() -> None:
 
 def test_the_story_is_told_for_people_and_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     event = Event("history", "qd history\n1  \x1b[31mdigits:1", 1.25, {"revisions": 1})
-    tell(event, as_json=False)
-    assert capsys.readouterr().out.startswith("   1.2 s  qd history\n          1  ")
-    tell(event, as_json=False)
-    assert "\x1b" not in capsys.readouterr().out
-    tell(event, as_json=True)
+    with Teller(as_json=False) as teller:
+        teller.doing("not shown, since nobody looks on")
+        teller.tell(event)
+    shown = capsys.readouterr().out
+    assert shown.startswith("   1.2 s  qd history\n          1  ") and "\x1b" not in shown and "looks on" not in shown
+    with Teller(as_json=True) as teller:
+        teller.tell(event)
     told = json.loads(capsys.readouterr().out)
     assert (told["event"], told["seconds"], told["revisions"]) == ("history", 1.25, 1)
