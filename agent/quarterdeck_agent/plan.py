@@ -170,8 +170,8 @@ def _bury(
                 yield Bury(count.revision, replica.found, reason, message)
             else:
                 yield Stop(replica.found, 0.0, "it has ended")
-        elif count is not None and crashed and _hangs(replica, now):
-            message = f"not ready for {UNREADY_LIMIT:.0f} s: {replica.detail}"
+        elif count is not None and crashed and (limit := _hangs(d, count.revision, replica, now)):
+            message = f"not ready for {limit:.0f} s: {replica.detail or 'no answer'}"
             yield Bury(count.revision, replica.found, FailureReason.NEVER_READY, message)
 
 
@@ -181,8 +181,15 @@ def _may_start(replica: SeenReplica, count: _Count) -> bool:
     return made.life is Life.CREATED and count.start and made.revision == count.revision.number
 
 
-def _hangs(replica: SeenReplica, now: float) -> bool:
-    return replica.was_ready and replica.unready_since is not None and now - replica.unready_since > UNREADY_LIMIT
+def _hangs(d: WantedDeployment, revision: WantedRevision, replica: SeenReplica, now: float) -> float | None:
+    """For how many seconds at least a replica has not been ready that is not waited for any longer.
+
+    One that was never ready gets as long as a rollout would give it; in a rollout it is the rollout that fails.
+    """
+    if replica.unready_since is None or (not replica.was_ready and rolling(d) and revision.body == d.target.body):
+        return None
+    limit = UNREADY_LIMIT if replica.was_ready else max(UNREADY_LIMIT, revision.spec.deadline)
+    return limit if now - replica.unready_since > limit else None
 
 
 def how_it_ended(found: Found) -> tuple[FailureReason, str]:
@@ -243,9 +250,10 @@ def _rollout_failure(d: WantedDeployment, mine: tuple[SeenReplica, ...], seen: S
     if not rolling(d):
         return None
     crashes = recent_crashes(d.target, seen.boot_id, now)
-    if not d.target.passed and len(crashes) >= ROLLOUT_CRASHES[d.target.handover if _is_hold(d) else "overlap"]:
+    if len(crashes) >= ROLLOUT_CRASHES[d.target.handover if _is_hold(d) else "overlap"]:
         reason = d.target.reason or FailureReason.EXITED
-        return Fail(d.target, "start", reason, f"its replicas ended {len(crashes)} times before they were ready")
+        ended = "a replica ended" if len(crashes) == 1 else f"its replicas ended {len(crashes)} times"
+        return Fail(d.target, "start", reason, f"{ended} before the switch")
     for replica in mine:
         if replica.found.body != d.target.body or not replica.running or replica.was_ready:
             continue
@@ -393,8 +401,11 @@ def _free_names(deployment: str, revision: WantedRevision, taken: set[str], coun
 
 
 def recent_crashes(revision: WantedRevision, boot_id: str, now: float) -> tuple[Instant, ...]:
-    """The crashes within the window."""
-    return tuple(c for c in revision.crashes if c.age(boot_id, now) <= CRASH_WINDOW)
+    """The crashes within the window; of a revision on its way only its own, not those of an earlier try of its body."""
+    window = CRASH_WINDOW
+    if revision.outcome is RevisionOutcome.PENDING:
+        window = min(window, revision.created.age(boot_id, now))
+    return tuple(c for c in revision.crashes if c.age(boot_id, now) <= window)
 
 
 def next_start(revision: WantedRevision, boot_id: str, now: float) -> float:

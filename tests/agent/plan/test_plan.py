@@ -138,6 +138,36 @@ def test_a_version_that_ends_at_once_is_tried_three_times_with_growing_pauses() 
     assert world.d.target.number == 1
 
 
+def test_a_deploy_of_what_failed_before_is_really_tried_again() -> None:
+    crashes = tuple(Instant(BOOT, 90.0 + second) for second in range(3))
+    world = deploying(serving(), revision(2, crashes=crashes))
+    world.d = replace(world.d, target=replace(world.d.target, created=Instant(BOOT, 95.0)))
+    world.now = 95.5
+    world.run()
+    assert world.d.live is not None and world.d.live.number == 2
+    assert "Fail" not in world.names()
+
+
+@pytest.mark.parametrize("handover", ["overlap", "hold"])
+def test_a_revision_that_passed_once_fails_when_its_replicas_end_now(handover: str) -> None:
+    world = deploying(serving(), revision(2, passed=True, handover=handover))
+    world.breaks = frozenset({"body-2"})
+    world.run()
+    assert "Fail" in world.names(), "or its rollout would go on for ever"
+    assert world.d.target.number == 1 and world.running("body-1") == 1
+
+
+def test_a_live_replica_that_never_gets_ready_again_is_replaced_after_the_deadline() -> None:
+    world = serving(deadline=100.0)
+    starting = seen_replica("m-1-0", "body-1", ready=False, unready_since=90.0, detail="/health answered 503")
+    world.replicas["m-1-0"] = starting
+    world.now = 189.0
+    assert "Bury" not in {type(step).__name__ for step in world.steps()}
+    world.now = 191.0
+    buried = next(step for step in world.steps() if isinstance(step, Bury))
+    assert (buried.reason, buried.message) == (FailureReason.NEVER_READY, "not ready for 100 s: /health answered 503")
+
+
 def test_a_live_replica_that_ends_is_started_again_after_a_pause_that_grows_to_a_minute() -> None:
     world = serving()
     pauses = []
