@@ -445,7 +445,7 @@ def command(kind: str, name: str, spec: Spec) -> str:
     """The command line that asks for the same change."""
     match kind:
         case "deploy":
-            alias = "" if spec.label.partition(":")[0] == name else f" --name {name}"
+            alias = "" if spec.label.partition(":")[0] == name else f" --as {name}"
             return f"qd deploy {spec.label}{alias}"
         case "scale":
             return f"qd scale {name} {spec.replicas}"
