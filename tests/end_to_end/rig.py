@@ -25,9 +25,11 @@ from typing import Any
 
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.drivers.base import Engine
+from quarterdeck_agent.drivers.container import network_name
 from quarterdeck_agent.drivers.docker import DockerEngine
 from quarterdeck_agent.drivers.envoy import EnvoyGateway
 from quarterdeck_agent.drivers.process import ProcessEngine
+from tests.images import docker
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,10 +156,17 @@ class Agent:
         instance = self.data_folder / "instance"
         if instance.exists():
             asyncio.run(_end_replicas(self.made_engine(instance.read_text().strip())))
+            self._remove_network(instance.read_text().strip())
         if pid := self.gateway_pid():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             until(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), "the gateway is gone")
+
+    def _remove_network(self, instance: str) -> None:
+        """A killed agent leaves its network, and Docker has addresses for some thirty."""
+        if self.engine == "docker":
+            url = self.environment().get("QUARTERDECK_DOCKER_URL", DOCKER)
+            docker("network", "rm", network_name(instance), check=False, host=url)
 
     def made_engine(self, instance: str) -> Engine:
         if self.engine == "docker":

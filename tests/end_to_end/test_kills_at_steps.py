@@ -121,7 +121,7 @@ def test_killed_at_every_step_of_a_rollback_both_revisions_keep_their_processes(
 def sent(host: Agent, folder: Path) -> None:
     """Push as the console does, to an agent that may die at any moment."""
     config = tomllib.loads((folder / "model.toml").read_text())
-    contents = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "model.toml"}
+    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
     files = [
         {"path": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in contents.items()
