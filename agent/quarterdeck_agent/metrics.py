@@ -128,7 +128,7 @@ def _replicas(status: HostStatus) -> Iterator[Metric]:
     owners = [((r.deployment, str(r.revision), r.id), r) for r in replicas]
     ready: list[Row] = [(key, int(r.state is ReplicaState.READY)) for key, r in owners]
     yield from _gauge("replica_ready", "Whether a replica is ready.", labels, ready)
-    yield from _gauge("replica_restarts", "Times it was started again.", labels, [(k, r.restarts) for k, r in owners])
+    yield from _gauge("replica_restarts", "Ends nobody asked for.", labels, [(k, r.restarts) for k, r in owners])
 
 
 def _gpus(status: HostStatus) -> Iterator[Metric]:

@@ -445,7 +445,10 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One running container or process of one revision. `handle` is a container id or `pid:start`."""
+    """One running container or process of one revision. `handle` is a container id or `pid:start`.
+
+    `restarts` counts the ends that nobody asked for of all replicas of its kind, until they have run well for a while.
+    """
 
     id: str
     deployment: str

@@ -137,6 +137,7 @@ class Reporter:
             by=shown.by if shown else "",
             engine=self._engine,
             failure=_failure(d, history),
+            crash=_crash(d, history),
         )
 
     # --- steps -------------------------------------------------------------------------------------------------
@@ -202,5 +203,12 @@ def _failure(d: WantedDeployment, history: tuple[Revision, ...]) -> Failure | No
     newest = history[0]
     if newest.failure is not None and (d.live is None or newest.number > d.live.number):
         return newest.failure
-    live = next((r for r in history if d.live and r.number == d.live.number), None)
-    return live.failure if live is not None and d.live is not None and d.live.crashes else None
+    return _crash(d, history)
+
+
+def _crash(d: WantedDeployment, history: tuple[Revision, ...]) -> Failure | None:
+    """How the live revision's replicas ended last, while that is not long past."""
+    if d.live is None or not d.live.crashes:
+        return None
+    number = d.live.number
+    return next((r.failure for r in history if r.number == number), None)

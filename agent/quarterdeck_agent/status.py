@@ -30,7 +30,11 @@ from quarterdeck_agent.wanted import WantedDeployment, WantedRevision
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the store and the catalogue add to one deployment's status."""
+    """What the store and the catalogue add to one deployment's status.
+
+    `failure` is the one that concerns people now, which may be of a revision that never served; `crash` is how the
+    live revision's replicas ended last, while that is not long past.
+    """
 
     endpoint: str
     predict_path: str
@@ -38,6 +42,7 @@ class Facts:
     by: str
     engine: str
     failure: Failure | None = None
+    crash: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ def deployment_status(d: WantedDeployment, seen: Seen, facts: Facts, now: float,
     serving = d.live or d.target
     mine = seen.of(d.name)
     ready = sum(1 for r in mine if r.ready and r.found.body == serving.body)
-    state, summary = describe(d, seen, now, ready, facts.failure)
+    state, summary = describe(d, seen, now, ready, facts)
     warm = warm_left(d, seen, now) if _warm_replicas(d, mine) else 0.0
     return DeploymentStatus(
         name=d.name,
@@ -79,9 +84,7 @@ def deployment_status(d: WantedDeployment, seen: Seen, facts: Facts, now: float,
     )
 
 
-def describe(
-    d: WantedDeployment, seen: Seen, now: float, ready: int, failure: Failure | None
-) -> tuple[DeploymentState, str]:
+def describe(d: WantedDeployment, seen: Seen, now: float, ready: int, facts: Facts) -> tuple[DeploymentState, str]:
     """The state and a sentence, the worst thing first."""
     if d.removing:
         return DeploymentState.REMOVING, "draining and stopping its replicas"
@@ -90,21 +93,21 @@ def describe(
         text = f"{d.target.spec.label}: {phase.name}" + (f" ({phase.detail})" if phase.detail else "")
         return (DeploymentState.HOLDING if d.holding else DeploymentState.DEPLOYING), text
     if d.live is None:
-        return DeploymentState.FAILED, _failed(d.target, failure)
+        return DeploymentState.FAILED, _failed(d.target, facts.failure)
     if d.live.spec.stopped:
         return DeploymentState.STOPPED, "stopped"
-    return _running(d, d.live, seen, now, ready, failure)
+    return _running(d, d.live, seen, now, ready, facts)
 
 
 def _running(
-    d: WantedDeployment, live: WantedRevision, seen: Seen, now: float, ready: int, failure: Failure | None
+    d: WantedDeployment, live: WantedRevision, seen: Seen, now: float, ready: int, facts: Facts
 ) -> tuple[DeploymentState, str]:
     wanted = live.spec.replicas
     if ready >= wanted and not d.holding:
-        refused = f"; {_failed(d.target, failure)}" if failure and failure.step != "run" else ""
+        refused = f"; {_failed(d.target, facts.failure)}" if facts.failure and facts.failure != facts.crash else ""
         return DeploymentState.SERVING, f"serving {live.spec.label}{refused}"
     crashes = len(recent_crashes(live, seen.boot_id, now))
-    why = f": {failure.message}" if failure and crashes else ""
+    why = f": {facts.crash.message}" if facts.crash and crashes else ""
     wait = next_start(live, seen.boot_id, now) - now
     again = f", next start in {wait:.0f} s" if wait > 0 else ""
     text = f"{ready} of {wanted} replicas ready, {crashes} crashes in 10 minutes{why}{again}"
@@ -172,6 +175,7 @@ def replica_status(
         address=f"{found.address[0]}:{found.address[1]}" if found.address else None,
         started_at=moment(found.started),
         ready_since=moment(replica.ready_since),
+        restarts=next((len(r.crashes) for r in (d.target, d.live, d.previous) if r and r.body == found.body), 0),
         exit_code=found.exit_code,
         gpus=found.gpus,
     )
