@@ -99,7 +99,7 @@ class Stage:
                 words,
                 stdout=log,
                 stderr=log,
-                env=self._environment(),
+                env=self.environment(),
                 timeout=IMAGE_DEADLINE,
                 check=False,
                 start_new_session=True,
@@ -117,7 +117,7 @@ class Stage:
         with self._log.open("ab") as log:
             # In a session of its own: Ctrl-C goes to the demo, which then ends the agent in good order.
             agent = subprocess.Popen(
-                words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environment(), start_new_session=True
+                words, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment(), start_new_session=True
             )
         record = {"engine": self.engine, "pid": agent.pid, "start_time": _start_time(agent.pid)}
         (self.folder / RECORD).write_text(json.dumps(record))
@@ -136,7 +136,7 @@ class Stage:
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "quarterdeck_console", *words, "--json"],
-            env=self._environment(),
+            env=self.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -193,10 +193,12 @@ class Stage:
         folders = ("--data-folder", str(self.folder / "data"), "--run-folder", str(self.folder / "run"))
         return [sys.executable, "-m", "quarterdeck_agent", words[0], *folders, *words[1:]]
 
-    def _environment(self) -> dict[str, str]:
-        """This process's environment without settings of another agent."""
+    def environment(self) -> dict[str, str]:
+        """This process's environment without another agent's settings, and its temporary files in the demo's folder."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("QUARTERDECK_")}
-        return kept | {"QUARTERDECK_HOST": self.url, "NO_COLOR": "1"}
+        temporary = self.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
+        return kept | {"QUARTERDECK_HOST": self.url, "NO_COLOR": "1", "TMPDIR": str(temporary)}
 
     def _last_words(self) -> str:
         text = self._log.read_text(errors="backslashreplace") if self._log.exists() else ""

@@ -115,7 +115,7 @@ def story(stage: Stage, teller: Teller) -> Iterator[Event]:
     yield Event("story", text, None, {"engine": stage.engine, "folder": str(stage.folder)})
     bundles = stage.folder / "bundles"
     teller.doing("torch and the digits are loaded, two small models trained")
-    yield from _train(bundles)
+    yield from _train(stage, bundles)
     if stage.engine == "docker":
         began = time.monotonic()
         yield _took("image", stage.make_image(), began)
@@ -142,11 +142,12 @@ def story(stage: Stage, teller: Teller) -> Iterator[Event]:
 # --- chapters --------------------------------------------------------------------------------------------------
 
 
-def _train(bundles: Path) -> Iterator[Event]:
+def _train(stage: Stage, bundles: Path) -> Iterator[Event]:
     began = time.monotonic()
     words = [sys.executable, "-m", "quarterdeck_console.demo.train", str(bundles), "--json"]
     done = subprocess.run(
         words,
+        env=stage.environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
