@@ -128,8 +128,14 @@ class LogStore:
                 )
             await self._run(lambda: _position(tapes, wish, tail))
             history = _History(tapes, wish, self._clock.wall())
-            while not history.finished:
+            # What a replica writes meanwhile is not among its last lines: they were counted off a moment ago.
+            limit = None if tail is None or follow else max(0, min(tail, MAX_TAIL))
+            given = 0
+            while not history.finished and given != limit:
                 for line in await self._run(history.batch):
+                    if given == limit:
+                        break
+                    given += 1
                     yield line
             if follow:
                 async for line in self._follow(wish, tapes, fixed=previous):

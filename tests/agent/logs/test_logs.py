@@ -123,6 +123,23 @@ def test_tail_counts_lines_over_all_replicas(store: LogStore, size: int, count: 
     assert texts(store.lines("digits", tail=count)) == expected
 
 
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_replica_that_writes_meanwhile_makes_a_tail_no_longer(
+    store: LogStore, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    writer, position = Writer(store, 1, "a"), logs._position
+    for number in range(10):
+        writer(number, f"line {number}")
+
+    def slow(*given: object) -> None:
+        position(*given)  # type: ignore[arg-type]
+        for number in range(10, 1000):
+            writer(number, f"line {number}")
+
+    monkeypatch.setattr(logs, "_position", slow)
+    assert texts(store.lines("digits", tail=count)) == [f"line {number}" for number in range(10 - count, 10)]
+
+
 def test_tail_counts_only_what_grep_lets_through(store: LogStore) -> None:
     writer = Writer(store, 1, "a", size=900)
     for number in range(60):
