@@ -208,6 +208,9 @@ class DockerEngine:
         code = state.get("ExitCode") if life is Life.EXITED else None
         killed = code is not None and 128 < code <= 128 + 64
         groups = placement.of_process(state["Pid"]) if state.get("Pid") else {}
+        # A daemon in another machine or pid name space gives pids that mean somebody else here.
+        ours = any(made["Id"] in str(path) for path in groups.values())
+        began = placement.started(state["Pid"]) if ours else None
         return Found(
             id=values[container.REPLICA],
             deployment=values[container.PREFIX + "deployment"],
@@ -217,15 +220,15 @@ class DockerEngine:
             handle=made["Id"],
             life=life,
             address=(address, port) if address else None,
-            started=self._since_boot(state.get("StartedAt")) if life is not Life.CREATED else None,
+            # Docker stamps by the wall clock, which may have jumped since: the kernel's word counts where it has one.
+            started=began or (self._since_boot(state.get("StartedAt")) if life is not Life.CREATED else None),
             ended=self._since_boot(state.get("FinishedAt")) if life is Life.EXITED else None,
             exit_code=None if killed else code,
             signal=code - 128 if killed and code is not None else None,
             out_of_memory=bool(state.get("OOMKilled")) and life is Life.EXITED,
             reason=state.get("Error") or "",
             gpus=tuple(filter(None, values[container.PREFIX + "gpus"].split(","))),
-            # A daemon in another machine or pid name space gives pids that mean somebody else here.
-            cgroups=groups if any(made["Id"] in str(path) for path in groups.values()) else {},
+            cgroups=groups if ours else {},
             pids=(state["Pid"],) if state.get("Pid") else (),
         )
 

@@ -45,6 +45,15 @@ def of_process(pid: int | str) -> dict[str, Path]:
     }
 
 
+def started(pid: int) -> float | None:
+    """When a process began, in seconds on the boot clock (proc(5), field 22); `None` when it is gone."""
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+    return int(ticks) / os.sysconf("SC_CLK_TCK")
+
+
 @cache
 def mount_of(controller: str) -> Path:
     """Where a v1 controller is mounted: under its own name, or together with others."""

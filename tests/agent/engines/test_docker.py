@@ -12,6 +12,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,36 @@ def test_a_gpu_that_the_host_does_not_have_is_refused(docker_rig: DockerRig) -> 
             await engine.start(docker_rig.spec("one", gpus=("GPU-00000000-0000-0000-0000-000000000000",)))
         assert caught.value.field == "gpus"
         assert (await engine.inventory()).replicas == ()
+        await engine.close()
+
+    asyncio.run(story())
+
+
+# --- time ------------------------------------------------------------------------------------------------------
+
+
+class Jumped(SystemClock):
+    """A host whose wall clock was set while its containers ran."""
+
+    def __init__(self, by: timedelta) -> None:
+        super().__init__()
+        self._by = by
+
+    def wall(self) -> datetime:
+        return super().wall() + self._by
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_container_is_as_old_as_it_is_whatever_was_done_to_the_wall_clock(docker_rig: DockerRig, hours: int) -> None:
+    async def story() -> None:
+        engine = docker_rig.engine()
+        before = docker_rig.clock.now()
+        await engine.start(docker_rig.spec("one"))
+        after = docker_rig.clock.now()
+        later = DockerEngine(images.SOCKET, docker_rig.instance, Jumped(timedelta(hours=hours)))
+        (found,) = (await later.inventory()).replicas
+        assert found.started is not None and before - 0.1 <= found.started <= after + 0.1
+        await later.close()
         await engine.close()
 
     asyncio.run(story())
