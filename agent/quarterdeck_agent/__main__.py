@@ -26,6 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.hint:
             _tell(f"  {error.hint}")
         return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("quarterdeck_"):
+            raise
+        _tell(f"qd-agent: this Python has no {error.name}, which the agent needs")
+        _tell("  Install it with the agent's packages: pip install 'quarterdeck[agent]'")
+        return 1
     except KeyboardInterrupt:
         return 130
 

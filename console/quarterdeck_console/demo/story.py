@@ -34,8 +34,8 @@ def run(*, as_json: bool, keep: bool, engine: str) -> int:
     with Teller(as_json) as teller:
         if absent := absent_packages():
             hint = "pip install 'quarterdeck[demo]'"
-            text = f"the demo runs an agent and a model, and this Python has no {', no '.join(absent)}"
-            teller.tell(Event("failed", f"{text}\nInstall what is missing: {hint}", None, {"hint": hint}))
+            text = f"the demo runs an agent and a model, and this Python lacks {', '.join(absent)}"
+            teller.tell(Event("failed", f"{text}\ninstall what is missing: {hint}", None, {"hint": hint}))
             return 1
         stage = Stage(Path(tempfile.mkdtemp(prefix=PREFIX)), engine, teller.doing)
         code, left = 1, list[str]()

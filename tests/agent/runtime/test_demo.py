@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from quarterdeck_console.demo import stage
 from quarterdeck_console.demo.load import Digits, Load
 from quarterdeck_console.demo.stage import Answer, _parsed
+from quarterdeck_console.demo.story import run
 from quarterdeck_console.demo.telling import Event, Teller
 
 DIGITS = Digits(images=[[0] * 64, [1] * 64], labels=[0, 1])
@@ -100,3 +102,13 @@ def test_the_story_is_told_for_people_and_for_programs(capsys: pytest.CaptureFix
         teller.tell(event)
     told = json.loads(capsys.readouterr().out)
     assert (told["event"], told["seconds"], told["revisions"]) == ("history", 1.25, 1)
+
+
+def test_without_its_extra_the_demo_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "NEEDED", ("click", "quarterdeck-no-such-package"))
+    assert run(as_json=True, keep=False, engine="process") == 1
+    (told,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert told["event"] == "failed" and "lacks quarterdeck-no-such-package" in told["text"]
+    assert told["hint"] == "pip install 'quarterdeck[demo]'"
