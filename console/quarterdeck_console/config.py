@@ -20,6 +20,7 @@ LOCAL = "local"
 COLOURS = ("red", "yellow", "green", "blue", "magenta", "cyan", "white")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _KEYS = {"url", "token_file", "protected", "colour"}
+_TOP_KEYS = {"hosts", "name", "colour", "read_only"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,16 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The hosts, and whence they are known (`None` where no file was read)."""
+    """The hosts, and whence they are known (`None` where no file was read).
+
+    `name` and `colour` are what the terminal UI says this fleet is; `read_only` has it refuse every change.
+    """
 
     hosts: tuple[Host, ...]
     path: Path | None = None
+    name: str = LOCAL
+    colour: str | None = None
+    read_only: bool = False
 
 
 def default_socket(environ: Mapping[str, str], uid: int) -> Path:
@@ -84,7 +91,9 @@ def load(environ: Mapping[str, str], uid: int) -> Fleet:
     if hosts is None:
         local = Host(LOCAL, f"unix://{default_socket(environ, uid)}", environ.get("QUARTERDECK_TOKEN_FILE"))
         return Fleet((local,))
-    return Fleet(hosts, path)
+    document = _document(path.read_text(encoding="utf-8"), path)
+    name, colour = document.get("name", path.stem), document.get("colour")
+    return Fleet(hosts, path, name, colour, document.get("read_only", False))
 
 
 def read(path: Path) -> tuple[Host, ...] | None:
@@ -98,16 +107,28 @@ def read(path: Path) -> tuple[Host, ...] | None:
     return _parse(text, path)
 
 
-def _parse(text: str, path: Path) -> tuple[Host, ...]:
+def _document(text: str, path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise Usage(f"{path} is not valid TOML: {error}") from error
-    unknown = set(document) - {"hosts"}
+    unknown = set(document) - _TOP_KEYS
     if unknown:
-        raise Usage(f"{path}: unknown key {sorted(unknown)[0]!r}", hint="the file holds [hosts.NAME] tables only")
+        hint = "the file holds name, colour, read_only and [hosts.NAME] tables only"
+        raise Usage(f"{path}: unknown key {sorted(unknown)[0]!r}", hint=hint)
+    if not isinstance(document.get("name", ""), str):
+        raise Usage(f"{path}: `name` must be a string")
+    if document.get("colour") is not None and document["colour"] not in COLOURS:
+        raise Usage(f"{path}: `colour` must be one of {', '.join(COLOURS)}")
+    if not isinstance(document.get("read_only", False), bool):
+        raise Usage(f"{path}: `read_only` must be true or false")
+    return document
+
+
+def _parse(text: str, path: Path) -> tuple[Host, ...]:
+    document = _document(text, path)
     tables = document.get("hosts", {})
     if not isinstance(tables, dict):
         raise Usage(f"{path}: `hosts` must be a table of tables, [hosts.NAME]")

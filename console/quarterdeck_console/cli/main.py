@@ -88,15 +88,26 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--read-only", is_flag=True, help="Open the console so that it changes nothing.")
+@click.option("--no-mouse", is_flag=True, help="Leave the mouse to the terminal, so that it selects text.")
+@click.option("--theme", metavar="NAME", help="Colours of the console; ansi-dark and ansi-light for plain terminals.")
 @click.pass_context
-def cli(context: click.Context) -> None:
+def cli(context: click.Context, read_only: bool, no_mouse: bool, theme: str | None) -> int:
     """Run models on your own machines: push, deploy, watch, roll back.
+
+    Without a verb, on a terminal, it opens the console.
 
     Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 not allowed, 5 host unreachable, 6 partial, 7 conflict,
     8 timed out, 130 interrupted. Every verb has --json and --help with examples.
     """
-    if context.invoked_subcommand is None:
+    if context.invoked_subcommand is not None:
+        return 0
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         click.echo(context.get_help())
+        return 0
+    from quarterdeck_console.tui.main import run as open_console
+
+    return open_console(read_only=read_only, mouse=False if no_mouse else None, theme=theme)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,200 @@
+"""The app: which screens there are, how messages find whoever acts on them, colours, and how it ends.
+
+It is thin on purpose: what waits is the session's, what is shown is the screens', what is asked before a change is
+the dialogs'. Handlers here only hand over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ClassVar, cast
+
+from textual import on
+from textual.app import App
+from textual.message import Message
+from textual.screen import Screen
+
+from quarterdeck_console.errors import Usage
+from quarterdeck_console.preferences import Preferences
+from quarterdeck_console.tui import messages as m
+from quarterdeck_console.tui import registry, themes
+from quarterdeck_console.tui.backend import Backend
+from quarterdeck_console.tui.context import Context
+from quarterdeck_console.tui.screens.fleet import FleetScreen
+from quarterdeck_console.tui.session import Session
+from quarterdeck_console.tui.view import View
+
+
+class Quarterdeck(App[int], inherit_bindings=False):
+    """One run of the terminal UI. `backend` is called after the first frame: it may import what it likes."""
+
+    TITLE = "Quarterdeck"
+    CSS_PATH = "app.tcss"
+    ENABLE_COMMAND_PALETTE = False
+    DEFAULT_MODE = "fleet"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (160, "-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-medium"), (50, "-tall")]  # noqa: RUF012
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[object]]]] = {}
+
+    def __init__(self, context: Context, backend: Callable[[], Backend], preferences: Preferences) -> None:
+        super().__init__()
+        self.context, self._preferences = context, preferences
+        for place in registry.PLACES:
+            self.add_mode(place, registry.maker(place, context))
+        for theme in themes.THEMES:
+            self.register_theme(theme)
+        self.theme = themes.chosen(preferences.theme, self.available_themes)
+        self.session = Session(context, backend, self.post_message, preferences.refresh)
+        self.set_keymap(checked_keys(preferences.keys))
+
+    # --- beginning and end -----------------------------------------------------------------------------------------
+
+    def on_mount(self) -> None:
+        if not self.is_headless:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                # Without a handler the process dies with mouse, paste and alternate screen left on.
+                asyncio.get_running_loop().add_signal_handler(number, self._ended_by, number)
+        self.call_after_refresh(self._begin)
+
+    def _ended_by(self, number: signal.Signals) -> None:
+        self.exit(return_code=128 + number)
+
+    def _begin(self) -> None:
+        self.run_worker(self.session.start(), name="session", exit_on_error=True)
+
+    async def on_unmount(self) -> None:
+        await self.session.close()
+
+    # --- the fleet -------------------------------------------------------------------------------------------------
+
+    @on(m.FleetChanged)
+    def _fleet_changed(self, event: m.FleetChanged) -> None:
+        """The screen on top shows it; one under a dialog does too, those under other screens when they come back."""
+        try:
+            self._show(event.hosts)
+        finally:
+            self.session.shown()
+
+    def _show(self, hosts: frozenset[str]) -> None:
+        view = self.view
+        if view is not None and view.is_mounted:
+            view.show_fleet(self.session.fleet, hosts, self.session.refresh)
+
+    @property
+    def view(self) -> View | None:
+        """The screen on top that is not a dialog."""
+        return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, View)), None)
+
+    def show_again(self) -> None:
+        """A screen came to the top: everything may be new to it."""
+        self._show(frozenset(self.session.fleet.hosts))
+
+    # --- going somewhere -------------------------------------------------------------------------------------------
+
+    @on(m.OpenPlace)
+    async def _open_place(self, event: m.OpenPlace) -> None:
+        if event.place != self.current_mode:
+            await self.switch_mode(event.place)
+        while len(self.screen_stack) > 1:
+            await self.pop_screen()
+        self.show_again()
+
+    @on(m.OpenHost)
+    async def _open_host(self, event: m.OpenHost) -> None:
+        await self._open_place(m.OpenPlace("fleet"))
+        cast(FleetScreen, self.screen).filter_host(event.host)
+
+    @on(m.OpenDeployment)
+    @on(m.OpenLogs)
+    @on(m.OpenText)
+    async def _open(self, event: Message) -> None:
+        await self.push_screen(registry.opened(event, self.context, self.session.fleet))
+        self.show_again()
+
+    @on(m.OpenHelp)
+    def _open_help(self) -> None:
+        if (view := self.view) is not None:
+            self.push_screen(registry.help_of(view))
+
+    @on(m.OpenPalette)
+    def _open_palette(self, event: m.OpenPalette) -> None:
+        view = self.view
+        here = view.targets() if view is not None else ()
+        dialog = registry.palette(self.session.fleet, here, self.context.read_only, event.typed)
+        self.push_screen(dialog, self._typed)
+
+    def _typed(self, message: Message | None) -> None:
+        if message is not None:
+            self.post_message(message)
+
+    @on(m.GoBack)
+    async def _go_back(self) -> None:
+        if len(self.screen_stack) > 1:
+            await self.pop_screen()
+            self.show_again()
+        elif self.current_mode != self.DEFAULT_MODE:
+            await self._open_place(m.OpenPlace("fleet"))
+
+    @on(m.Quit)
+    def _quit(self) -> None:
+        self.exit(0)
+
+    # --- changes and questions -------------------------------------------------------------------------------------
+
+    @on(m.Ask)
+    def _asked(self, event: m.Ask) -> None:
+        if self.context.read_only:
+            self._tell("this console is read-only: nothing is changed from here", bad=True)
+        else:
+            self.push_screen(registry.dialog(event, self.context, self.session.fleet), self._wished)
+
+    def _wished(self, wish: m.Wish | None) -> None:
+        if wish is not None:
+            self.session.change(wish)
+
+    @on(m.Want)
+    def _wanted(self, event: m.Want) -> None:
+        self.session.answer(event)
+
+    @on(m.Told)
+    def _told(self, event: m.Told) -> None:
+        self._tell(event.text, event.bad)
+
+    def _tell(self, text: str, bad: bool = False) -> None:
+        if (view := self.view) is not None and view.is_mounted:
+            view.tell(text, bad)
+
+    # --- looks -----------------------------------------------------------------------------------------------------
+
+    @on(m.ChangeRefresh)
+    def _change_refresh(self, event: m.ChangeRefresh) -> None:
+        self._tell(f"refresh every {self.session.change_refresh(event.direction):g} s")
+
+    @on(m.SetTheme)
+    def _set_theme(self, event: m.SetTheme) -> None:
+        if event.theme in self.available_themes:
+            self.theme = event.theme
+        else:
+            self._tell(f"there is no theme {event.theme}", bad=True)
+
+    @on(m.SaveScreen)
+    def _save_screen(self) -> None:
+        name = f"quarterdeck-{self.context.now():%Y%m%d-%H%M%S}.svg"
+        try:
+            Path(name).write_text(self.export_screenshot(), encoding="utf-8")
+        except OSError as error:
+            self._tell(f"cannot write {name}: {error.strerror}", bad=True)
+        else:
+            self._tell(f"saved to {Path(name).absolute()}")
+
+
+def checked_keys(keys: Mapping[str, str]) -> dict[str, str]:
+    """The user's keys; raises `Usage` where an id is not one of a binding."""
+    known = registry.binding_ids() if keys else frozenset()
+    for name in keys:
+        if name not in known:
+            raise Usage(f"console.toml: there is no key called {name!r}", hint=f"there are {', '.join(sorted(known))}")
+    return dict(keys)

@@ -1,0 +1,53 @@
+"""Pure: a plan as its hosts worked it out, as lines to read before answering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from quarterdeck_agent.protocol import Preview
+from quarterdeck_console import views
+from quarterdeck_console.errors import ConsoleError
+from quarterdeck_console.tui import words
+from quarterdeck_console.tui.messages import Target
+from quarterdeck_console.views import Severity
+
+NAME = 12
+
+
+def plan(targets: Sequence[Target], previews: Sequence[Preview | ConsoleError]) -> Content:
+    """What would happen on each target, or why that is not known."""
+    parts: list[Content] = []
+    for target, preview in zip(targets, previews, strict=True):
+        if len(targets) > 1:
+            parts.append(words.line(f"{target.name} on {target.host}", "bold"))
+        parts += _refused(preview) if isinstance(preview, ConsoleError) else _lines(preview)
+    return words.lines(parts)
+
+
+def _refused(error: ConsoleError) -> list[Content]:
+    lines = [_pair("✖ refused", error.detail, Severity.BAD)]
+    return [*lines, _pair("", error.hint, Severity.MUTED)] if error.hint else lines
+
+
+def _lines(preview: Preview) -> list[Content]:
+    lines = [_pair("handover", f"{preview.handover}: {preview.why}"), _pair("expected", pause(preview.expected_pause))]
+    for index, change in enumerate(preview.changes or ()):
+        lines.append(_pair("changes" if index == 0 else "", views.change(change), Severity.BUSY))
+    if not preview.changes:
+        lines.append(_pair("changes", "none", Severity.MUTED))
+    lines.append(_pair("steps", " · ".join(preview.steps)))
+    lines += [_pair("▲ warning", warning, Severity.WARNING) for warning in preview.warnings]
+    return [*lines, _pair("if it fails", preview.if_it_fails)]
+
+
+def pause(seconds: float | None) -> str:
+    """What whoever calls the model notices of the change."""
+    if not seconds:
+        return "no pause: requests go on being answered"
+    return f"requests wait about {views.duration(seconds)}; none is refused while there is room to wait"
+
+
+def _pair(name: str, value: str, meaning: Severity = Severity.PLAIN) -> Content:
+    return words.joined((f"{name:<{NAME}}", Severity.MUTED), (value, meaning))

@@ -1,0 +1,75 @@
+"""Roll back: the revision that served before is chosen already; up and down go through the others."""
+
+from __future__ import annotations
+
+from textual import on
+from textual.app import ComposeResult
+
+from quarterdeck_agent.protocol import Revision, RevisionOutcome, RollbackRequest
+from quarterdeck_console import views
+from quarterdeck_console.state import FleetState
+from quarterdeck_console.tui import messages as m
+from quarterdeck_console.tui.context import Context
+from quarterdeck_console.tui.dialogs.plan import PlanDialog
+from quarterdeck_console.tui.widgets.field import Field
+
+LAST = "the one before"
+
+
+class RollbackDialog(PlanDialog):
+    """With several targets, each goes back to the revision that served before its own."""
+
+    verb = "roll back"
+
+    def __init__(self, context: Context, fleet: FleetState, targets: tuple[m.Target, ...], to: int | None) -> None:
+        super().__init__(context, fleet)
+        self._targets, self._to = targets, to
+        self._revisions: dict[str, Revision] = {}
+
+    def question(self) -> str:
+        return f"Roll back {', '.join(f'{each.name} on {each.host}' for each in self._targets)}"
+
+    def form(self) -> ComposeResult:
+        yield Field("to revision", "to", LAST if self._to is None else str(self._to), [LAST])
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.query_one("#no").focus()
+        if len(self._targets) == 1:
+            self.post_message(m.WantDetail(self, self._targets[0]))
+
+    @on(m.DetailCame)
+    def _detail(self, event: m.DetailCame) -> None:
+        event.stop()
+        if event.detail is None:
+            return
+        live = event.detail.status.live_revision
+        served = [
+            each
+            for each in event.detail.revisions
+            if each.number != live and each.outcome not in (RevisionOutcome.FAILED, RevisionOutcome.PENDING)
+        ]
+        self._revisions = {str(each.number): each for each in served}
+        self.query_one("#to-field", Field).set_options([LAST, *self._revisions])
+        self._show_which()
+
+    def renew(self) -> None:
+        super().renew()
+        self._show_which()
+
+    def _show_which(self) -> None:
+        field = self.query_one("#to-field", Field)
+        chosen = self._revisions.get(self.value("to"))
+        if chosen is not None:
+            ago = views.age(chosen.created_at, self.context.now())
+            field.show_hint(f"{chosen.spec.label}, {ago} ago by {chosen.by}")
+        else:
+            field.show_hint("↑ ↓ choose another" if self._revisions else "")
+
+    def wish(self) -> m.Wish | str:
+        typed = self.value("to")
+        if typed in ("", LAST):
+            return m.Wish("rollback", self._targets, RollbackRequest())
+        if not typed.isdecimal():
+            return "a revision is a number; see d for all of them"
+        return m.Wish("rollback", self._targets, RollbackRequest(to=int(typed)))

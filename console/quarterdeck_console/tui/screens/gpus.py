@@ -1,0 +1,22 @@
+"""The GPUs screen. Every GPU of the fleet and what uses its memory."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+
+from quarterdeck_console.tui import messages as m
+from quarterdeck_console.tui import words
+from quarterdeck_console.tui.view import View
+from quarterdeck_console.tui.widgets.label import Label
+from quarterdeck_console.views import Severity
+
+
+class GpusScreen(View):
+    """Every GPU of the fleet and what uses its memory."""
+
+    place: ClassVar[m.Place] = "gpus"
+
+    def body(self) -> ComposeResult:
+        yield Label(words.line(" nothing here yet", Severity.MUTED), id="empty")

@@ -1,0 +1,246 @@
+"""What every screen is: the band on top, its own body, the event line and the keys below, and the common grammar.
+
+A screen shows what it is given in `show_fleet` and posts messages up; it does no I/O. Its class says its place, its
+crumbs and its help; its keys are bindings with ids, so that a user can remap them and `?` can list them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.screen import Screen
+
+from quarterdeck_console.state import FleetState
+from quarterdeck_console.tui import messages as m
+from quarterdeck_console.tui.context import Context
+from quarterdeck_console.tui.widgets.band import Band
+from quarterdeck_console.tui.widgets.eventline import EventLine
+from quarterdeck_console.tui.widgets.filterline import FilterLine
+from quarterdeck_console.tui.widgets.keysline import KeysLine
+from quarterdeck_console.tui.widgets.table import Table
+
+if TYPE_CHECKING:
+    from textual.widget import Widget
+
+CHANGES = frozenset({"deploy", "rollback", "scale", "restart", "stop", "remove", "push"})
+"""Actions that change something: hidden and refused in a read-only console."""
+
+
+class View(Screen[None]):
+    """Subclass it: `body()` yields the widgets, `show()` shows the fleet, `main` is what the grammar is about."""
+
+    place: ClassVar[m.Place] = "fleet"
+    title_of_help: ClassVar[str] = "Keys"
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("/", "filter", "filter", id="view.filter"),
+        Binding("colon,ctrl+p", "palette", "command", id="view.command"),
+        Binding("question_mark,f1", "help", "help", show=False, id="view.help"),
+        Binding("escape", "back", "Back", show=False, id="view.back"),
+        Binding("plus,equals_sign", "refresh_rate(-1)", "Refresh more often", show=False, id="view.faster"),
+        Binding("minus", "refresh_rate(1)", "Refresh less often", show=False, id="view.slower"),
+        Binding("1", "place('fleet')", "Fleet", show=False, id="view.fleet"),
+        Binding("2", "place('versions')", "Versions", show=False, id="view.versions"),
+        Binding("3", "place('operations')", "Operations", show=False, id="view.operations"),
+        Binding("4", "place('gpus')", "GPUs", show=False, id="view.gpus"),
+        Binding("q", "quit_or_back", "Quit", show=False, id="view.quit"),
+        Binding("ctrl+c", "quit", "Quit", show=False, id="view.end"),
+    ]
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context = context
+        self.fleet = FleetState()
+        self.refresh_seconds = 2.0
+        self._filter_note = ""
+
+    # --- for subclasses --------------------------------------------------------------------------------------------
+
+    def body(self) -> ComposeResult:
+        """The widgets between band and event line."""
+        yield from ()
+
+    def show(self, hosts: frozenset[str]) -> None:
+        """Show `self.fleet`; `hosts` are those of which anything is new, all of them when the screen is shown again."""
+
+    @property
+    def main(self) -> Table | None:
+        """The table that filter, sort and selection are about."""
+        found = self.query(Table)
+        return found.first() if found else None
+
+    def crumbs(self) -> tuple[str, ...]:
+        """What was opened from the place, outermost first."""
+        return ()
+
+    def command(self) -> str:
+        """The `qd …` command that shows what the cursor is on."""
+        return ""
+
+    def targets(self) -> tuple[m.Target, ...]:
+        """The deployments that a verb would be about now: the selected ones, or the one under the cursor."""
+        return ()
+
+    def set_filter(self, typed: str) -> None:
+        """Narrow what is shown; the main table, unless a view knows better."""
+        if self.main is not None:
+            self.main.set_filter(typed)
+
+    def set_filter_text(self, typed: str) -> None:
+        """As if this had been typed after `/`."""
+        self.query_one(FilterLine).value = typed
+
+    # --- the frame -------------------------------------------------------------------------------------------------
+
+    def compose(self) -> ComposeResult:
+        yield Band(self.context)
+        yield from self.body()
+        yield FilterLine()
+        yield EventLine()
+        yield KeysLine()
+
+    def on_mount(self) -> None:
+        self.show_frame()
+        if self.main is not None:
+            self.main.focus()
+
+    def show_fleet(self, fleet: FleetState, hosts: frozenset[str], refresh: float) -> None:
+        """The fleet as it is now. Called by the app for the screen that is on top."""
+        self.fleet, self.refresh_seconds = fleet, refresh
+        self.show(hosts)
+        self.show_frame()
+
+    def show_frame(self) -> None:
+        """Band, crumbs, event line and keys as they are now."""
+        band = self.query_one(Band)
+        band.show_fleet(self.fleet, self.refresh_seconds)
+        band.show_place(self.place, self.crumbs(), self._filter_note)
+        self.query_one(EventLine).show_fleet(self.fleet, self.context.now())
+        self.show_keys()
+
+    def show_keys(self) -> None:
+        """The last line, for what is under the cursor now."""
+        self.query_one(KeysLine).show_command(self.command())
+
+    def tell(self, text: str, bad: bool = False) -> None:
+        """Say something on the event line."""
+        self.query_one(EventLine).tell(text, bad, self.context.now())
+
+    def on_resize(self) -> None:
+        if self.is_mounted:
+            self.show_frame()
+
+    # --- the grammar -----------------------------------------------------------------------------------------------
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Changes are neither shown nor done in a read-only console."""
+        if self.context.read_only and action in CHANGES:
+            return False
+        return super().check_action(action, parameters)
+
+    def action_filter(self) -> None:
+        self.query_one(FilterLine).open()
+
+    def action_palette(self) -> None:
+        self.post_message(m.OpenPalette())
+
+    def action_help(self) -> None:
+        self.post_message(m.OpenHelp())
+
+    def action_back(self) -> None:
+        """One step back: the filter goes first, then the selection, then the screen."""
+        filter_line = self.query_one(FilterLine)
+        if filter_line.value:
+            filter_line.action_clear()
+        elif self.main is None or not self.main.clear_selection():
+            self.post_message(m.GoBack())
+
+    def action_refresh_rate(self, direction: int) -> None:
+        self.post_message(m.ChangeRefresh(direction))
+
+    def action_place(self, place: m.Place) -> None:
+        self.post_message(m.OpenPlace(place))
+
+    def action_quit_or_back(self) -> None:
+        self.post_message(m.GoBack() if self.crumbs() else m.Quit())
+
+    def action_quit(self) -> None:
+        self.post_message(m.Quit())
+
+    @on(FilterLine.Typed)
+    def _filter_typed(self, event: FilterLine.Typed) -> None:
+        event.stop()
+        self.set_filter(event.text)
+        if event.done:
+            target: Widget | None = self.main
+            if target is not None:
+                target.focus()
+
+    @on(Table.Counted)
+    def _counted(self, event: Table.Counted) -> None:
+        event.stop()
+        if event.table is not self.main:
+            return
+        notes = []
+        if event.table.filter:
+            notes.append(f"/{event.table.filter} {event.shown} of {event.total}")
+        if event.selected:
+            notes.append(f"{event.selected} selected")
+        self._filter_note = "  ".join(notes)
+        self.query_one(Band).show_place(self.place, self.crumbs(), self._filter_note)
+
+    @on(Table.Moved)
+    def _moved(self, event: Table.Moved) -> None:
+        if event.table is self.main:
+            self.show_keys()
+
+
+class TargetView(View):
+    """A view with deployments under its cursor: the keys that look at them, and those that change them."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("d", "describe", "describe", id="target.describe"),
+        Binding("l", "logs", "logs", id="target.logs"),
+        Binding("D", "deploy", "deploy", id="target.deploy"),
+        Binding("R", "rollback", "roll back", id="target.rollback"),
+        Binding("C", "scale", "scale", id="target.scale"),
+        Binding("T", "restart", "restart", show=False, id="target.restart"),
+        Binding("X", "stop", "stop", show=False, id="target.stop"),
+        Binding("y", "text('yaml')", "YAML", show=False, id="target.yaml"),
+        Binding("J", "text('json')", "JSON, as --json prints it", show=False, id="target.json"),
+    ]
+
+    def _asked(self, make: Callable[[tuple[m.Target, ...]], Message]) -> None:
+        if targets := self.targets():
+            self.post_message(make(targets))
+        else:
+            self.tell("there is no deployment under the cursor", bad=True)
+
+    def action_describe(self) -> None:
+        self._asked(lambda targets: m.OpenDeployment(targets[0]))
+
+    def action_logs(self) -> None:
+        self._asked(m.OpenLogs)
+
+    def action_text(self, form: Literal["yaml", "json"]) -> None:
+        self._asked(lambda targets: m.OpenText(targets, form))
+
+    def action_deploy(self) -> None:
+        self.post_message(m.AskDeploy(self.targets()))
+
+    def action_rollback(self) -> None:
+        self._asked(m.AskRollback)
+
+    def action_scale(self) -> None:
+        self._asked(m.AskScale)
+
+    def action_restart(self) -> None:
+        self._asked(m.AskRestart)
+
+    def action_stop(self) -> None:
+        self._asked(m.AskStop)

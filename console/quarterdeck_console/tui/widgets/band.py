@@ -1,0 +1,103 @@
+"""The two lines on top of every screen: which fleet this is (in its colour), how it is, what time; and where we are."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+
+from quarterdeck_console.state import FleetState
+from quarterdeck_console.tui import words
+from quarterdeck_console.tui.context import Context
+from quarterdeck_console.tui.widgets.label import Label
+from quarterdeck_console.views import Severity, count, severity
+
+PLACES = (
+    ("1", "fleet", "Fleet"),
+    ("2", "versions", "Versions"),
+    ("3", "operations", "Operations"),
+    ("4", "gpus", "GPUs"),
+)
+
+
+class Band(Vertical):
+    """`show_fleet` for the first line, `show_place` for the second."""
+
+    DEFAULT_CSS = """
+    Band { height: 2; dock: top; }
+    Band > #band-fleet { height: 1; width: 1fr; background: $panel; text-wrap: nowrap; text-overflow: ellipsis; }
+    Band > #band-place { height: 1; width: 1fr; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self._about = context
+
+    def compose(self) -> ComposeResult:
+        yield Label(id="band-fleet")
+        yield Label(id="band-place")
+
+    def show_fleet(self, fleet: FleetState, refresh: float) -> None:
+        """The fleet's name in its colour, what it has, what is wrong, and the time."""
+        context = self._about
+        colour = f"ansi_{context.fleet.colour}" if context.fleet.colour else "$primary"
+        wide = self.app.size.width >= 110
+        parts: list[tuple[str, str | Severity]] = [
+            (" Quarterdeck " if wide else " ", "bold"),
+            (f" {context.fleet.name} ", f"bold $background on {colour}" if not colour.startswith("ansi") else
+             f"bold ansi_black on {colour}"),
+        ]  # fmt: skip
+        if context.read_only:
+            parts.append((" read-only ", "bold reverse"))
+        parts += [("  ", ""), *_counts(fleet, wide), *_troubles(fleet)]
+        text = words.joined(*parts)
+        clock = f"{context.now().astimezone():%H:%M:%S}  ⟳ {refresh:g}s  ? help "
+        room = self.app.size.width - text.cell_length - len(clock)
+        if room < 1:
+            clock = f"{context.now().astimezone():%H:%M:%S} "
+            room = self.app.size.width - text.cell_length - len(clock)
+        if room >= 1:
+            text = words.joined(text, (" " * room + clock, Severity.MUTED))
+        self.query_one("#band-fleet", Label).show(text)
+
+    def show_place(self, place: str, crumbs: tuple[str, ...], note: str) -> None:
+        """Where we are: the place that is always there, what was opened from it, and how the view is narrowed."""
+        parts: list[tuple[str, str | Severity]] = [(" ", "")]
+        for key, name, title in PLACES:
+            here = name == place
+            parts += [(key, "bold $text-accent"), (f" {title}", "bold $foreground" if here else ""), ("  ", "")]
+        for crumb in crumbs:
+            parts.append((f"› {crumb} ", "bold $foreground"))
+        if note:
+            parts.append((f"  {note}", Severity.WARNING))
+        self.query_one("#band-place", Label).show(words.joined(*parts))
+
+
+def _counts(fleet: FleetState, wide: bool) -> list[tuple[str, str | Severity]]:
+    known = [host.status for host in fleet.hosts.values() if host.status is not None]
+    gpus, deployments = sum(len(each.gpus) for each in known), sum(len(each.deployments) for each in known)
+    if not wide:
+        return [(f"{count(len(fleet.hosts), 'host')}  ", "")]
+    return [(f"{count(len(fleet.hosts), 'host')} · {count(gpus, 'GPU')} · {count(deployments, 'deployment')}   ", "")]
+
+
+def _troubles(fleet: FleetState) -> list[tuple[str, str | Severity]]:
+    """What is not as it should be, the worst first; nothing where all is well."""
+    bad = busy = warned = lost = 0
+    for host in fleet.hosts.values():
+        if host.connection == "lost":
+            lost += 1
+        elif host.status is not None:
+            for each in host.status.deployments:
+                meaning = severity(each.state)
+                bad += meaning == Severity.BAD or (each.failure is not None and meaning == Severity.GOOD)
+                busy += meaning == Severity.BUSY
+                warned += meaning == Severity.WARNING
+    parts: list[tuple[str, str | Severity]] = []
+    for number, mark, what, meaning in (
+        (bad, "✖", "failed", Severity.BAD), (lost, "○", "lost", Severity.BAD),
+        (warned, "▲", "degraded", Severity.WARNING),
+        (busy, "◐", "changing", Severity.BUSY),
+    ):  # fmt: skip
+        if number:
+            parts.append((f"{mark} {number} {what}  ", meaning))
+    return parts

@@ -1,0 +1,54 @@
+"""The line in which a filter is typed. Enter keeps it, escape clears it; either gives the table its keys back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import on
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import Input
+
+
+class FilterLine(Input):
+    """Hidden until asked for."""
+
+    DEFAULT_CSS = """
+    FilterLine { display: none; height: 1; border: none; padding: 0 1; background: $boost; }
+    FilterLine:focus { border: none; }
+    FilterLine.open { display: block; }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "clear", "Clear", show=False, id="filter.clear")]
+
+    @dataclass
+    class Typed(Message):
+        """The filter as it is now; `done` when typing is over."""
+
+        text: str
+        done: bool = False
+
+    def __init__(self, id: str = "filter") -> None:
+        super().__init__(placeholder="plain · !inverse · ~fuzzy", id=id, select_on_focus=False)
+
+    def open(self) -> None:
+        """Show the line, with what was typed before."""
+        self.add_class("open")
+        self.focus()
+
+    @on(Input.Changed)
+    def _typed(self, event: Input.Changed) -> None:
+        event.stop()
+        self.post_message(self.Typed(event.value))
+
+    @on(Input.Submitted)
+    def _done(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.remove_class("open")
+        self.post_message(self.Typed(self.value, done=True))
+
+    def action_clear(self) -> None:
+        self.value = ""
+        self.remove_class("open")
+        self.post_message(self.Typed("", done=True))
