@@ -35,7 +35,7 @@ from quarterdeck_agent.errors import EngineError
 DISTRIBUTION = "quarterdeck"
 REPOSITORY = image.BUILT_HERE
 NEEDED = ("torch", "litserve", "numpy")
-ROOTS = (*NEEDED, "safetensors")
+ROOTS: tuple[str, ...] = (*NEEDED, "safetensors")
 # What the image was made of. Not in the name space of our containers' labels, which containers would inherit.
 INPUTS = "io.quarterdeck.runtime.inputs"
 PYTHON = "opt/python"

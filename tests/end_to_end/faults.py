@@ -87,7 +87,7 @@ def at_rest(host: Agent, name: str, deadline: float = 45.0) -> str:
         last.update(status=status, servers=running)
         ready = [replica for replica in status["replicas"] if replica["state"] == "ready"]
         whole = len(ready) == len(status["replicas"]) == status["replicas_wanted"] == len(running)
-        return whole and status["state"] == "serving" and status["live_revision"] == newest
+        return bool(whole and status["state"] == "serving" and status["live_revision"] == newest)
 
     try:
         until(quiet, "the host comes to rest", deadline)
