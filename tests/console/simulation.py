@@ -55,7 +55,7 @@ def deployment(name: str, label: str, revision: int, **more: Any) -> p.Deploymen
     wanted = more.get("replicas_wanted", 1)
     values: dict[str, Any] = {
         "name": name, "generation": revision, "state": p.DeploymentState.SERVING,
-        "summary": f"serving revision {revision}",
+        "summary": f"serving {label}",
         "wanted_revision": revision, "live_revision": revision, "label": label, "version": version(label).id,
         "replicas_wanted": wanted, "replicas_ready": wanted, "endpoint": f"http://10.0.0.1:8080/{name}",
         "predict_path": f"/v2/models/{name}/infer", "since": ago(hours=6), "by": "ana",
@@ -122,7 +122,8 @@ def _a1() -> p.HostStatus:
         p.StepRecord("freeing GPU 2", "running", ago(seconds=11), 11.0),
     )
     swap = deployment(
-        "reranker", "reranker:2.1", 6, state=p.DeploymentState.HOLDING, summary="hold: freeing GPU 2", live_revision=5,
+        "reranker", "reranker:2.1", 6, state=p.DeploymentState.HOLDING, summary="reranker:2.1: hold (freeing GPU 2)",
+        live_revision=5,
         replicas_ready=0, since=ago(seconds=12), by="ci", operation="op-swap",
         replicas=(replica("reranker", 5, state=p.ReplicaState.STOPPING, gpus=("GPU-gpu-a1-2",)),),
     )  # fmt: skip
@@ -153,7 +154,7 @@ def _a1() -> p.HostStatus:
 def _a2() -> p.HostStatus:
     embed = deployment(
         "embed", "embed:1.2", 8, wanted_revision=8, since=ago(hours=6), failure=REFUSED,
-        summary="serving revision 8; revision 9 (embed:1.3) refused: golden 2/5",
+        summary=f"serving embed:1.2; the last deploy failed: {REFUSED.message}",
         replicas=(replica("embed", 8, gpus=("GPU-gpu-a2-0",)),), warm_revision=7, warm_until=NOW + timedelta(minutes=8),
     )  # fmt: skip
     refused = operation(
@@ -163,7 +164,8 @@ def _a2() -> p.HostStatus:
     )  # fmt: skip
     whisper = deployment(
         "whisper", "whisper:3", 2, replicas_wanted=2, replicas_ready=1, state=p.DeploymentState.DEGRADED,
-        summary="1 of 2 replicas ready: GPU 2 is lost", since=ago(minutes=5), by="bo",
+        summary="1 of 2 replicas ready, 3 crashes in 10 minutes: CUDA error: uncorrectable ECC error",
+        since=ago(minutes=5), by="bo",
     )  # fmt: skip
     return host_status(
         "gpu-a2",
@@ -176,7 +178,7 @@ def _a2() -> p.HostStatus:
         ),
         gpus=(
             gpu("gpu-a2", 0, utilisation=0.12, memory_used=4 * GIB), gpu("gpu-a2", 1),
-            p.Gpu(2, "GPU-gpu-a2-2", "Xid 79: lost"),
+            p.Gpu(2, "GPU-gpu-a2-2", "NVIDIA H100 80GB HBM3"),
         ),
         deployments=(embed, whisper),
         traffic=(
@@ -207,7 +209,8 @@ def _b1() -> p.HostStatus:
 def _c1() -> p.HostStatus:
     vad = deployment("vad", "vad:6.2.3", 3, since=ago(days=9), by="ci", replicas_wanted=3)
     old = deployment(
-        "digits", "digits:1", 5, state=p.DeploymentState.STOPPED, summary="stopped by bo", replicas_ready=0, by="bo",
+        "digits", "digits:1", 5, state=p.DeploymentState.STOPPED, summary="stopped",
+        replicas_ready=0, replicas_wanted=0, by="bo",
         since=ago(days=1), replicas=(),
     )  # fmt: skip
     return host_status(

@@ -6,8 +6,9 @@ A symbol says what a colour says, so that everything reads without colour.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
-from quarterdeck_console.views import Severity, severity
+from quarterdeck_console.views import NOTHING, Severity, severity
 
 SYMBOLS = {
     Severity.GOOD: "●", Severity.BUSY: "◐", Severity.WARNING: "▲", Severity.BAD: "✖", Severity.MUTED: "○",
@@ -50,3 +51,18 @@ def _level(point: float | None, bound: float) -> str:
     if bound <= 0:
         return _LEVELS[0]
     return _LEVELS[min(7, max(0, int(point / bound * 8)))]
+
+
+def since(moment: datetime | None, now: datetime) -> str:
+    """How long ago in five columns: `12s`, `5m10`, `6h12`, `3d04h`, `11d`."""
+    if moment is None:
+        return NOTHING
+    seconds = max(0, int((now - moment).total_seconds()))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}"
+    if seconds < 86400:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}"
+    days = seconds // 86400
+    return f"{days}d{seconds % 86400 // 3600:02d}h" if days < 10 else f"{days}d"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
 
@@ -22,6 +24,7 @@ from quarterdeck_console.tui.widgets.band import Band
 from quarterdeck_console.tui.widgets.eventline import EventLine
 from quarterdeck_console.tui.widgets.filterline import FilterLine
 from quarterdeck_console.tui.widgets.keysline import KeysLine
+from quarterdeck_console.tui.widgets.label import Label
 from quarterdeck_console.tui.widgets.table import Table
 
 if TYPE_CHECKING:
@@ -82,6 +85,10 @@ class View(Screen[None]):
         """The `qd …` command that shows what the cursor is on."""
         return ""
 
+    def detail(self) -> Content:
+        """One line in full about what the cursor is on, for which its row may have no room."""
+        return Content("")
+
     def targets(self) -> tuple[m.Target, ...]:
         """The deployments that a verb would be about now: the selected ones, or the one under the cursor."""
         return ()
@@ -100,9 +107,11 @@ class View(Screen[None]):
     def compose(self) -> ComposeResult:
         yield Band(self.context)
         yield from self.body()
-        yield FilterLine()
-        yield EventLine()
-        yield KeysLine()
+        with Vertical(id="foot"):
+            yield FilterLine()
+            yield Label(id="detail")
+            yield EventLine()
+            yield KeysLine()
 
     def on_mount(self) -> None:
         self.show_frame()
@@ -124,7 +133,8 @@ class View(Screen[None]):
         self.show_keys()
 
     def show_keys(self) -> None:
-        """The last line, for what is under the cursor now."""
+        """The last lines, for what is under the cursor now."""
+        self.query_one("#detail", Label).show(self.detail())
         self.query_one(KeysLine).show_command(self.command())
 
     def tell(self, text: str, bad: bool = False) -> None:

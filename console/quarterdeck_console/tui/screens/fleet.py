@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from textual import on
 from textual.app import ComposeResult
+from textual.content import Content
 
-from quarterdeck_console.tui import commands
+from quarterdeck_console.tui import commands, words
 from quarterdeck_console.tui import messages as m
-from quarterdeck_console.tui.screens.fleet_rows import COLUMNS, HOST_COLUMNS, host_lines, lines
+from quarterdeck_console.tui.screens.fleet_rows import COLUMNS, STATE, gpus_that_fit, host_columns, host_lines, lines
 from quarterdeck_console.tui.view import TargetView
 from quarterdeck_console.tui.widgets.hoststrip import HostStrip
 from quarterdeck_console.tui.widgets.table import Table
@@ -22,7 +23,7 @@ class FleetScreen(TargetView):
     title_of_help = "Fleet"
 
     def body(self) -> ComposeResult:
-        yield HostStrip(HOST_COLUMNS, id="hosts", empty="no hosts: add one with qd hosts add")
+        yield HostStrip(host_columns(0), id="hosts", empty="no hosts: add one with qd hosts add")
         yield Table(COLUMNS, id="deployments", empty="no deployment yet: D deploys one, qd push sends a version")
 
     @property
@@ -32,11 +33,22 @@ class FleetScreen(TargetView):
     def show(self, hosts: frozenset[str]) -> None:
         now = self.context.now()
         strip = self.query_one(HostStrip)
-        strip.show_rows(host_lines(self.fleet, self.context, strip.gpus_that_fit(), now))
+        gpus = gpus_that_fit(self.fleet, self.app.size.width)
+        strip.show_columns(host_columns(gpus))
+        strip.show_rows(host_lines(self.fleet, self.context.history, gpus, now))
         self.main.show_rows(lines(self.fleet, now))
 
     def targets(self) -> tuple[m.Target, ...]:
         return tuple(m.Target(*key) for key in self.main.chosen if len(key) == 2 and key[1])
+
+    def detail(self) -> Content:
+        line = self.main.current
+        if line is None:
+            return Content("")
+        state = line.note[1] if line.note is not None else line.cells[STATE]
+        return words.joined(
+            (f" {' on '.join(reversed([part for part in line.key if part]))}  ", "bold"), (state.text, state.severity)
+        )
 
     def command(self) -> str:
         found = self.targets()

@@ -2,71 +2,263 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
-from quarterdeck_agent.protocol import DeploymentStatus
+from quarterdeck_agent.protocol import DeploymentState, DeploymentStatus, Failure, FailureReason, Gpu, Traffic
 from quarterdeck_console import views
+from quarterdeck_console.clean import clean_line
 from quarterdeck_console.state import FleetState, HostState
-from quarterdeck_console.tui.context import Context
+from quarterdeck_console.tui import marks
+from quarterdeck_console.tui.history import History
 from quarterdeck_console.tui.widgets.table import Column, Line
 from quarterdeck_console.views import NOTHING, Cell, Severity
 
 COLUMNS = (
-    Column("host", "HOST", 12), Column("name", "DEPLOYMENT", 16), Column("version", "VERSION", 12, drop=4),
-    Column("rev", "REV", 4, number=True, drop=6), Column("state", "STATE", 22, grow=True),
-    Column("replicas", "REPL", 5, number=True), Column("gpu", "GPU", 9, drop=5),
-    Column("rate", "REQ/S", 8, number=True), Column("errors", "ERR", 6, number=True, drop=2),
-    Column("p95", "P95", 7, number=True, drop=7), Column("since", "SINCE", 7, number=True, drop=8),
-    Column("by", "BY", 8, drop=9),
+    Column("host", "HOST", 10), Column("name", "DEPLOYMENT", 14), Column("version", "VERSION", 9, drop=3),
+    Column("rev", "REV", 4, number=True, drop=6), Column("state", "STATE", 20, grow=True),
+    Column("replicas", "REPL", 4, number=True), Column("gpu", "GPU", 5, drop=5),
+    Column("rate", "REQ/S", 9, number=True, drop=1), Column("errors", "ERR", 5, number=True, drop=2),
+    Column("p95", "P95", 7, number=True, drop=7), Column("since", "SINCE", 6, number=True, drop=8),
+    Column("by", "BY", 6, drop=9),
 )  # fmt: skip
-HOST_COLUMNS = (
-    Column("host", "HOST", 12), Column("cpu", "CPU", 14), Column("memory", "MEM", 5, number=True),
-    Column("disk", "DISK", 5, number=True, drop=1), Column("gpus", "GPU", 20, grow=True),
-)  # fmt: skip
+STATE = 4
+RANK = {
+    Severity.BAD: 0, Severity.WARNING: 1, Severity.BUSY: 2, Severity.PLAIN: 3, Severity.GOOD: 4, Severity.MUTED: 5,
+}  # fmt: skip
+BLANK = Cell(NOTHING, Severity.MUTED)
+NUMBER_BLANK = Cell(NOTHING, Severity.MUTED, number=True)
+
+
+# --- deployments -----------------------------------------------------------------------------------------------------
 
 
 def lines(fleet: FleetState, now: datetime) -> Iterator[Line]:
     """Every deployment of every host; a host of which nothing is known has one line that says so."""
     for host in fleet.hosts.values():
-        if host.status is None or not host.status.deployments:
-            if host.status is None:
-                yield _silent(host, now)
+        if host.status is None:
+            yield _silent(host, now)
             continue
+        traffic: dict[str, list[Traffic]] = {}
+        for counted in host.status.traffic:
+            traffic.setdefault(counted.deployment, []).append(counted)
         for each in host.status.deployments:
-            yield _deployment(host, each, now)
+            yield _deployment(host, each, traffic.get(each.name, []), now)
 
 
 def _silent(host: HostState, now: datetime) -> Line:
     lost = host.connection == "lost"
-    said = f"unreachable: {host.error}" if lost else "connecting …"
-    blank = Cell(NOTHING, Severity.MUTED)
-    cells = [Cell(f"{host.name} {'○' if lost else '·'}"), *[blank] * (len(COLUMNS) - 1)]
-    cells[4] = Cell(said, Severity.BAD if lost else Severity.MUTED)
-    cells[10] = Cell(views.age(host.since, now), Severity.MUTED, number=True)
-    return Line((host.name, ""), tuple(cells), (host.name, *[None] * (len(COLUMNS) - 1)))
+    note = Cell(f"? unreachable: {host.error}", Severity.BAD) if lost else Cell("· connecting …", Severity.MUTED)
+    cells = [Cell(f"{host.name} {host_symbol(host)}"), *[BLANK] * (len(COLUMNS) - 1)]
+    cells[10] = Cell(marks.since(host.since, now), Severity.MUTED, number=True)
+    sort: list[Any] = [None] * len(COLUMNS)
+    sort[0], sort[STATE] = host.name, RANK[note.severity]
+    return Line((host.name, ""), tuple(cells), tuple(sort), faded=True, note=(1, note))
 
 
-def _deployment(host: HostState, each: DeploymentStatus, now: datetime) -> Line:
+def _deployment(host: HostState, each: DeploymentStatus, traffic: Sequence[Traffic], now: datetime) -> Line:
     lost = host.connection == "lost"
-    assert host.status is not None
-    traffic = next(
-        (t for t in host.status.traffic if (t.deployment, t.revision) == (each.name, each.live_revision)), None
-    )
-    state = Cell(each.summary)
+    rate, errors, held = _sum(t.rate for t in traffic), _sum(t.errors for t in traffic), _sum(t.held for t in traffic)
+    live = next((t for t in traffic if t.revision == each.live_revision), None)
+    state = Cell(f"? unreachable, last: {_state(each, now).text}", Severity.BAD) if lost else _state(each, now)
+    share = None if errors is None or rate is None else errors / (rate + errors) if rate + errors else 0.0
+    revision = each.live_revision if each.live_revision is not None else each.wanted_revision
+    wrong = "?" if lost else None
     cells = (
-        Cell(host.name), Cell(each.name), Cell(each.label),
-        Cell(str(each.live_revision or each.wanted_revision), number=True), state,
-        Cell(f"{each.replicas_ready}/{each.replicas_wanted}", number=True), Cell(""),
-        Cell(f"{traffic.rate:.1f}" if traffic and traffic.rate is not None else NOTHING, number=True),
-        Cell(NOTHING, number=True),
-        Cell(NOTHING, number=True), Cell(views.age(each.since, now), number=True), Cell(each.by),
+        Cell(f"{host.name} {host_symbol(host)}", Severity.BAD if lost else Severity.PLAIN),
+        Cell(each.name),
+        Cell(short_label(each.label, each.name)),
+        Cell(str(revision), number=True),
+        state,
+        Cell(f"{wrong or each.replicas_ready}/{each.replicas_wanted}", _replicas(each), number=True),
+        Cell(",".join(gpus_of(host, each)) or NOTHING),
+        Cell(wrong or (f"{held:.0f} held" if held else _rate(rate)), Severity.BUSY if held else Severity.PLAIN, True),
+        Cell(wrong or _share(share), Severity.WARNING if share else Severity.PLAIN, number=True),
+        Cell(wrong or views.duration(live.p95 if live else None), number=True),
+        Cell(marks.since(each.since, now), number=True),
+        Cell(each.by),
+    )
+    sort = (
+        host.name, each.name, each.label, revision, RANK[state.severity], each.replicas_ready - each.replicas_wanted,
+        cells[6].text, rate, share, live.p95 if live else None, -each.since.timestamp(), each.by,
     )  # fmt: skip
-    return Line((host.name, each.name), cells, faded=lost)
+    searched = f"{host.name} {each.name} {each.label} {each.state} {state.text} {each.by}"
+    return Line((host.name, each.name), cells, sort, lost, searched)
 
 
-def host_lines(fleet: FleetState, context: Context, gpus: int, now: datetime) -> Iterator[Line]:
-    """Every host with its figures."""
+def _state(each: DeploymentStatus, now: datetime) -> Cell:
+    """The symbol, the word, and what is behind it, the worst thing told first."""
+    meaning = views.severity(each.state)
+    mark = marks.symbol(each.state)
+    if each.state == DeploymentState.SERVING:
+        if each.failure is None:
+            return Cell(f"{mark} serving", meaning)
+        return Cell(f"{mark} serving; ✖ {failed(each.failure)}", Severity.BAD)
+    if each.state == DeploymentState.STOPPED:
+        return Cell(f"{mark} stopped", meaning)
+    if meaning == Severity.BUSY:
+        # "embed:1.3: golden" is "1.3: golden" in the row of embed.
+        said = each.summary.removeprefix(f"{each.name}:")
+        return Cell(clean_line(f"{mark} {said}  {marks.since(each.since, now)}"), meaning)
+    return Cell(clean_line(f"{mark} {each.state}: {each.summary}"), meaning)
+
+
+def failed(failure: Failure) -> str:
+    """A failure in one line: `refused: golden request 2 of 5 differs`."""
+    word = "refused" if failure.reason == FailureReason.GOLDEN_MISMATCH else str(failure.reason).replace("_", " ")
+    return clean_line(f"{word}: {failure.message}")
+
+
+def _replicas(each: DeploymentStatus) -> Severity:
+    return Severity.WARNING if each.replicas_ready < each.replicas_wanted else Severity.PLAIN
+
+
+def short_label(label: str, name: str) -> str:
+    """A label without the model's name where the deployment bears it already."""
+    model, colon, version = label.partition(":")
+    return version if colon and model == name else label
+
+
+def gpus_of(host: HostState, each: DeploymentStatus) -> tuple[str, ...]:
+    """The indexes of the GPUs that a deployment's replicas run on."""
+    known = {gpu.uuid: str(gpu.index) for gpu in host.status.gpus} if host.status is not None else {}
+    found = {known.get(gpu, gpu) for replica in each.replicas for gpu in replica.gpus}
+    return tuple(sorted(found, key=lambda index: (len(index), index)))
+
+
+def _rate(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def _share(value: float | None) -> str:
+    return NOTHING if value is None else f"{value * 100:.1f}%"
+
+
+def _sum(values: Iterator[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(sum(known)) if known else None
+
+
+# --- hosts -----------------------------------------------------------------------------------------------------------
+
+HOST, CPU, MEMORY, DISK, GPU = 10, 14, 5, 5, 24
+BAR, SPARK = 10, 8
+
+
+def host_columns(gpus: int) -> tuple[Column, ...]:
+    """The strip's columns with this many GPUs side by side."""
+    shown = (Column(f"gpu{index}", f"GPU {index}", GPU) for index in range(gpus))
+    return (
+        Column("host", "HOST", HOST), Column("cpu", "CPU", CPU), Column("memory", "MEM", MEMORY, number=True),
+        Column("disk", "DISK", DISK, number=True), *shown, Column("rest", "" if gpus else "GPU", 10, grow=True),
+    )  # fmt: skip
+
+
+def gpus_that_fit(fleet: FleetState, width: int) -> int:
+    """How many GPUs are shown side by side: as many as any host has, as far as there is room; below two, none."""
+    most = max((len(host.status.gpus) for host in fleet.hosts.values() if host.status is not None), default=0)
+    room = (width - HOST - CPU - MEMORY - DISK - 8) // (GPU + 1)
+    return min(most, room) if room >= min(2, most) else 0
+
+
+def host_lines(fleet: FleetState, history: History, gpus: int, now: datetime) -> Iterator[Line]:
+    """Every host with its figures; of one that does not answer the last ones, and since when."""
     for host in fleet.hosts.values():
-        cells = (Cell(host.name), Cell(""), Cell(""), Cell(""), Cell(""))
-        yield Line((host.name,), cells)
+        yield _host(host, history, gpus, now)
+
+
+def _host(host: HostState, history: History, gpus: int, now: datetime) -> Line:
+    lost, status = host.connection == "lost", host.status
+    name = Cell(f"{host.name} {host_symbol(host)}", Severity.BAD if lost else Severity.PLAIN)
+    silent = Cell(_silence(host, now), Severity.BAD if lost else Severity.MUTED)
+    note = (4, silent) if status is None or lost else _broken(host, gpus)
+    gauges = status.gauges if status is not None else None
+    points = history.last(host.name, "cpu", "", SPARK)
+    cpu = gauges.cpu if gauges is not None else None
+    found = status.gpus if status is not None else ()
+    cells = (
+        name,
+        Cell(f"{marks.sparkline(points, SPARK)} {views.ratio(cpu):>4}", _heat(cpu)),
+        _part(gauges.memory_used if gauges else None, gauges.memory_total if gauges else None),
+        _part(gauges.disk_used if gauges else None, gauges.disk_total if gauges else None),
+        *(gpu_cell(found[index]) if index < len(found) else Cell("") for index in range(gpus)),
+        _rest(host, found, gpus),
+    )
+    return Line((host.name,), cells, faded=lost, note=note)
+
+
+def _silence(host: HostState, now: datetime) -> str:
+    if host.connection != "lost":
+        return "connecting …"
+    last = "last values" if host.status is not None else "never heard from"
+    return clean_line(f"unreachable for {marks.since(host.since, now)}, {last}: {host.error}")
+
+
+def _broken(host: HostState, gpus: int) -> tuple[int, Cell] | None:
+    """What is the matter with the GPUs, over the room of those that say nothing any more."""
+    assert host.status is not None
+    known = host.status.gpus[:gpus]
+    answering = [index for index, gpu in enumerate(known) if not _is_lost(gpu)]
+    first = answering[-1] + 1 if answering else 0
+    trouble = next((part for part in host.status.parts if part.name == "nvml" and str(part.state) == "failed"), None)
+    if first >= len(known) or trouble is None:
+        return None
+    return 4 + first, Cell(clean_line(f"⚠ {trouble.detail or 'no answer'}"), Severity.BAD)
+
+
+def _is_lost(gpu: Gpu) -> bool:
+    return gpu.memory_total is None and gpu.utilisation is None
+
+
+def gpu_cell(gpu: Gpu) -> Cell:
+    """Utilisation as a bar and a figure, and memory used of all."""
+    if _is_lost(gpu):
+        return Cell("⚠ no answer", Severity.BAD)
+    use, memory = gpu.utilisation, memory_words(gpu)
+    full = gpu.memory_total is not None and gpu.memory_used is not None and gpu.memory_used > 0.97 * gpu.memory_total
+    meaning = Severity.WARNING if full else Severity.GOOD if use else Severity.MUTED
+    return Cell(f"{marks.bar(use, BAR)} {views.ratio(use):>4} {memory:>7}", meaning)
+
+
+def memory_words(gpu: Gpu) -> str:
+    """`61/80G`."""
+    if gpu.memory_used is None or gpu.memory_total is None:
+        return NOTHING
+    return f"{gpu.memory_used / 2**30:.0f}/{gpu.memory_total / 2**30:.0f}G"
+
+
+def _rest(host: HostState, found: Sequence[Gpu], gpus: int) -> Cell:
+    """The GPUs that have no room, by their busiest; and what part of the host is not well."""
+    left = found[gpus:]
+    worst = max(left, key=lambda gpu: (gpu.utilisation is None, gpu.utilisation or 0.0), default=None)
+    if worst is not None:
+        cell = gpu_cell(worst)
+        of = f"#{worst.index} of {len(found)}" if not gpus else f"#{worst.index} of {len(left)} more"
+        return Cell(f"{cell.text} {of}", cell.severity)
+    troubled = [part for part in (host.status.parts if host.status else ()) if str(part.state) not in ("ok", "absent")]
+    if troubled:
+        return Cell(clean_line(f"⚠ {troubled[0].name}: {troubled[0].detail or troubled[0].state}"), Severity.BAD)
+    return Cell("" if gpus or found else "no GPU", Severity.MUTED)
+
+
+def host_symbol(host: HostState) -> str:
+    """How a host is, in one character."""
+    if host.connection == "lost":
+        return marks.LOST
+    if host.status is None:
+        return "·"
+    troubled = any(str(part.state) not in ("ok", "absent") for part in host.status.parts)
+    return marks.SYMBOLS[Severity.WARNING if troubled else Severity.GOOD]
+
+
+def _part(used: int | None, total: int | None) -> Cell:
+    if not total or used is None:
+        return NUMBER_BLANK
+    return Cell(views.ratio(used / total), _heat(used / total), number=True)
+
+
+def _heat(value: float | None) -> Severity:
+    if value is None:
+        return Severity.MUTED
+    return Severity.BAD if value > 0.95 else Severity.WARNING if value > 0.85 else Severity.PLAIN

@@ -19,7 +19,7 @@ class EventLine(Label):
     """One line. What is told to this console goes before what the fleet does."""
 
     DEFAULT_CSS = """
-    EventLine { dock: bottom; height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    EventLine { height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
     """
 
     _told_at: datetime | None = None

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from textual import events
 from textual.geometry import Size
 
 from quarterdeck_console.tui.widgets.table import Table
-
-GPU_WIDTH = 25
-FIXED = 46
-"""Columns of the terminal that name, CPU, memory and disk take."""
 
 
 class HostStrip(Table):
@@ -19,10 +14,6 @@ class HostStrip(Table):
     HostStrip { height: auto; max-height: 9; margin-bottom: 1; }
     """
 
-    def gpus_that_fit(self) -> int:
-        """How many GPUs have room side by side; 0 where a host gets its worst GPU only."""
-        return max(0, (self.app.size.width - FIXED) // GPU_WIDTH)
-
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         return len(self.order) + 1
 
@@ -31,6 +22,3 @@ class HostStrip(Table):
         super()._resize()
         if self.virtual_size.height != before:
             self.refresh(layout=True)
-
-    def on_click(self, event: events.Click) -> None:
-        super().on_click(event)

@@ -13,7 +13,7 @@ class KeysLine(Label):
     """Made from the bindings that are active, so that it is true after a remapping and in read-only mode."""
 
     DEFAULT_CSS = """
-    KeysLine { dock: bottom; height: 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis; }
+    KeysLine { height: 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis; }
     """
 
     command = ""
@@ -39,8 +39,14 @@ class KeysLine(Label):
 
 def hints(screen: Screen[object]) -> list[tuple[str, str]]:
     """Key and description of every active binding that wants to be shown, the first key of each action."""
-    found: dict[str, tuple[str, str]] = {}
+    found: dict[str, tuple[int, str, str]] = {}
     for _, binding, enabled, _ in screen.active_bindings.values():
         if binding.show and enabled and binding.action not in found:
-            found[binding.action] = (screen.app.get_key_display(binding), binding.description)
-    return list(found.values())
+            area = (binding.id or "").partition(".")[0]
+            rank = _LAST.index(area) + 1 if area in _LAST else 0
+            found[binding.action] = (rank, screen.app.get_key_display(binding), binding.description.lower())
+    return [(key, description) for _, key, description in sorted(found.values(), key=lambda each: each[0])]
+
+
+_LAST = ("view", "table")
+"""What every view has comes after what this view has."""

@@ -48,6 +48,8 @@ class Line:
     sort: tuple[Any, ...] = ()
     faded: bool = False
     searched: str = ""
+    note: tuple[int, Cell] | None = None
+    """From this column on, one text over the rest of the row."""
 
     def text(self) -> str:
         """What a filter looks at."""
@@ -145,6 +147,14 @@ class Table(ScrollView, can_focus=True):
             key = self.order[place]
             if old[key] != self.lines[key]:
                 self._draw(place)
+
+    def show_columns(self, columns: Sequence[Column]) -> None:
+        """Other columns from now on; rows given after this have a cell for each."""
+        if tuple(columns) != self.columns:
+            self.columns = tuple(columns)
+            self._shape.width = -1
+            self.lines, self.order = {}, []
+            self.refresh()
 
     def set_filter(self, typed: str) -> None:
         """Show only rows that match, see `filtering`."""
@@ -381,8 +391,15 @@ class Table(ScrollView, can_focus=True):
     def _row(self, row: Line, cursor: bool, selected: bool, width: int) -> Strip:
         segments = []
         gap = Segment(" ", self._style("plain", cursor, selected, row.faded))
+        note, used = row.note, 0
         for index, size in self._layout().shown:
             cell = row.cells[index]
+            if note is not None and index >= note[0]:
+                cell, size = note[1], max(0, width - used - 1)
+                style = self._style(cell.severity.value, cursor, selected, False)
+                segments.append(Segment(fit(cell.text, size), style))
+                break
+            used += size + 1
             style = self._style(cell.severity.value, cursor, selected, row.faded)
             segments.append(Segment(fit(cell.text, size, cell.number), style))
             segments.append(gap)
@@ -394,7 +411,7 @@ class Table(ScrollView, can_focus=True):
     def _style(self, meaning: str, cursor: bool, selected: bool, faded: bool) -> Style:
         found = self._styles.get((meaning, cursor, selected, faded))
         if found is None:
-            name = "muted" if faded else meaning
+            name = "muted" if faded and meaning != "bad" else meaning
             found = self.rich_style + self.get_component_rich_style(f"table--{name}", partial=True)
             if selected:
                 found += self.get_component_rich_style("table--selected", partial=True)
