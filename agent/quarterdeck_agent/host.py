@@ -13,6 +13,7 @@ import platform
 import signal
 import socket
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 from quarterdeck_agent import runtime_image
@@ -62,6 +63,7 @@ RUNTIMES = Path(__file__).parent / "runtimes"
 CAPABILITIES = ("deploy", "push", "logs", "watch", "plan")
 DRAIN_LOGS = 5.0
 FIRST_LOOK = 3.0
+TELL_CHANGE = 0.5
 
 
 async def run(settings: Settings, version: str) -> None:
@@ -178,7 +180,7 @@ class Host:
     def _wire(self) -> None:
         settings, clock = self._settings, self._clock
         loop = asyncio.get_running_loop()
-        self.changes = Changes(self.store, self.catalogue, self.engine.name, self._capacity, self._wake_from(loop))
+        self.changes = Changes(self.store, self.catalogue, self.engine.name, self._capacity, self._telling(loop))
         self.observer = Observer(
             self.engine,
             self.gateway,
@@ -243,7 +245,7 @@ class Host:
         parts = ApiParts(
             board=self.board,
             changes=self.changes,
-            pushes=Pushes(self.store, self.blobs, self.catalogue, self._clock, self._wake_from(loop)),
+            pushes=Pushes(self.store, self.blobs, self.catalogue, self._clock, self._telling(loop)),
             records=self.store,
             blobs=self.blobs,
             logs=self.logs,
@@ -301,13 +303,18 @@ class Host:
     def _wake(self) -> None:
         self.reconciler.wake()
 
-    def _wake_from(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
-        """A wake-up that may be called in any thread."""
+    def _telling(self, loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+        """Has a change carried out and waits until the board tells of it: who changed something and looks, sees it.
 
-        def wake() -> None:
-            loop.call_soon_threadsafe(self._wake)
+        Called in any thread but the loop's own.
+        """
 
-        return wake
+        def tell() -> None:
+            telling = asyncio.run_coroutine_threadsafe(self.reconciler.told(), loop)
+            with contextlib.suppress(TimeoutError, CancelledError):
+                telling.result(TELL_CHANGE)
+
+        return tell
 
     def _configuration(self, routes: tuple[Route, ...]) -> RoutingResources:
         return resources(

@@ -59,12 +59,20 @@ class Reconciler:
         self._gateway_task: asyncio.Task[None] | None = None
         self._applied: tuple[str, tuple[Route, ...]] | None = None
         self._finished: set[str] = set()
+        self._curious: list[asyncio.Future[None]] = []
         self.looked = asyncio.Event()
         """Set once the board tells what the engine runs."""
 
     def wake(self) -> None:
         """Ask for a pass now."""
         self._wake.set()
+
+    async def told(self) -> None:
+        """Ask for a pass now and return once the board tells what it found."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._curious.append(waiter)
+        self.wake()
+        await waiter
 
     async def run(self) -> None:
         """Reconcile until cancelled. Steps that are under way are cancelled with it and planned again at the start."""
@@ -96,6 +104,7 @@ class Reconciler:
     async def _pass(self) -> bool:
         """One look at everything. Returns whether something is on its way, so that the next look is soon."""
         parts = self._parts
+        curious, self._curious = self._curious, []
         wanted = await asyncio.to_thread(parts.store.wanted)
         seen, now = parts.observer.seen(), parts.clock.now()
         if not parts.observer.listed:
@@ -107,6 +116,9 @@ class Reconciler:
         await self._finish_operations(wanted, routed)
         await parts.reporter.publish(wanted, seen)
         self.looked.set()
+        for waiter in curious:
+            if not waiter.done():
+                waiter.set_result(None)
         busy = bool(self._tasks) or not routed or any(_in_motion(d, seen) for d in wanted.deployments)
         parts.observer.busy = busy
         return busy
