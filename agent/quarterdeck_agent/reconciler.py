@@ -128,7 +128,8 @@ class Reconciler:
     async def _take_steps(self, d: WantedDeployment, seen: Seen, now: float) -> None:
         if d.name in self._tasks:
             return
-        asks = await asyncio.to_thread(self._parts.reporter.asks, d.target)
+        reporter = self._parts.reporter
+        asks = reporter.known_asks(d.target) or await asyncio.to_thread(reporter.asks, d.target)
         steps = plan(d, asks, seen, now)
         if steps:
             task = asyncio.create_task(self._perform(d, steps), name=f"steps of {d.name}")
@@ -191,8 +192,8 @@ class Reconciler:
             return
         for d in wanted.deployments:
             live = d.live
-            if live is None or rolling(d) or d.target.number != live.number or live.operation in self._finished:
-                continue
+            if live is None or (d.holding and rolling(d)) or d.removing or live.operation in self._finished:
+                continue  # during a hold the routes that were confirmed are the target's
             await self._parts.reporter.close(live.operation)
             await asyncio.to_thread(
                 self._parts.store.finish_operation, live.operation, OperationState.SUCCEEDED, None, None

@@ -424,7 +424,6 @@ class Store:
         if target.outcome != RevisionOutcome.PENDING.value:
             return
         self._end(session, row, row.target, RevisionOutcome.SUPERSEDED)
-        self._finish(session, target.operation, OperationState.SUPERSEDED)
 
     def _replace(self, session: Session, row: DeploymentRow, new: RevisionRow, at: Instant) -> None:
         """Hand the traffic from the live revision to `new`."""
@@ -441,6 +440,7 @@ class Store:
                 row.previous = row.replaced_boot = row.replaced_seconds = None
 
     def _end(self, session: Session, row: DeploymentRow, number: int | None, outcome: RevisionOutcome) -> None:
+        """A revision makes room for another. Its operation ends with it, if the gateway has not confirmed it by now."""
         if number is None:
             return
         revision = _revision_row(session, row.name, number)
@@ -448,6 +448,7 @@ class Store:
             revision.outcome = outcome.value
             revision.ended_at = rows.to_text(self._clock.wall())
         session.add(revision)
+        self._finish(session, revision.operation, OperationState.SUPERSEDED)
 
     def _finish(
         self,

@@ -89,6 +89,23 @@ def test_promoting_hands_over_and_keeps_the_old_one_warm(store: Store) -> None:
     assert outcomes(store) == ["replaced", "serving"]
 
 
+def test_no_operation_goes_on_for_ever_when_its_revision_is_replaced_before_the_gateway_confirmed_it(
+    store: Store,
+) -> None:
+    first = deploy(store, "one")
+    assert first.revision is not None and store.promote("digits", first.revision, at())
+    serving(store, "two")
+    assert store.operation(first.id).state is OperationState.SUPERSEDED
+
+
+def test_an_operation_that_succeeded_stays_so_when_its_revision_is_replaced(store: Store) -> None:
+    first = deploy(store, "one")
+    assert first.revision is not None and store.promote("digits", first.revision, at())
+    store.finish_operation(first.id, OperationState.SUCCEEDED)
+    serving(store, "two")
+    assert store.operation(first.id).state is OperationState.SUCCEEDED
+
+
 def test_promoting_again_changes_nothing(store: Store) -> None:
     serving(store, "A")
     serving(store, "B", seconds=7.0)

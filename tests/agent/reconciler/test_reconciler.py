@@ -1,0 +1,179 @@
+"""The loop's own promises, with a real store and everything else pretended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from quarterdeck_agent.clock import SystemClock
+from quarterdeck_agent.drivers.base import GatewaySeen, Resources, RoutingResources
+from quarterdeck_agent.errors import EngineUnresponsive
+from quarterdeck_agent.protocol import OperationState
+from quarterdeck_agent.reconciler import Parts, Reconciler
+from quarterdeck_agent.seen import Seen
+from quarterdeck_agent.steps import Promote, Step
+from quarterdeck_agent.store import Store
+from quarterdeck_agent.wanted import WantedDeployment, WantedRevision
+from tests.agent.plan.world import seen_replica
+from tests.agent.store.making import at, deploy
+
+
+@dataclass
+class Pretended:
+    """Observer, gateway, reporter and performer in one; it remembers what it was asked for."""
+
+    replicas: tuple[Any, ...] = ()
+    listed: bool = True
+    busy: bool = False
+    applied: RoutingResources | None = None
+    took: str | None = None
+    steps: list[Step] = field(default_factory=list)
+    hangs: asyncio.Event | None = None
+    error: Exception | None = None
+    alive: int = 0
+    cancelled: int = 0
+    closed: list[str] = field(default_factory=list)
+
+    def seen(self) -> Seen:
+        boot = SystemClock().boot_id
+        return Seen(boot, self.replicas, gateway=GatewaySeen(self.took), staged=frozenset({"a" * 64}))
+
+    async def apply(self, resources: Any) -> None:
+        self.took = resources.digest
+
+    async def observe(self) -> GatewaySeen:
+        return GatewaySeen(self.took)
+
+    def confirmed(self, *_: object) -> None:
+        return
+
+    async def publish(self, *_: object) -> None:
+        if self.error:
+            raise self.error
+
+    def asks(self, _: WantedRevision) -> Resources:
+        return Resources()
+
+    async def close(self, operation: str) -> None:
+        self.closed.append(operation)
+
+    async def perform(self, d: WantedDeployment, step: Step) -> None:
+        self.steps.append(step)
+        try:
+            if self.hangs is not None:
+                await self.hangs.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store.open(tmp_path / "store.sqlite", tmp_path / "backups", SystemClock())
+    yield opened
+    opened.close()
+
+
+def made(store: Store, host: Pretended) -> Reconciler:
+    observer = SimpleNamespace(seen=host.seen, listed=host.listed, applied=host.confirmed, busy=False)
+
+    def alive() -> None:
+        host.alive += 1
+
+    parts: Any = Parts(
+        store=store,
+        gateway=host,  # type: ignore[arg-type]
+        observer=observer,  # type: ignore[arg-type]
+        performer=host,  # type: ignore[arg-type]
+        reporter=host,  # type: ignore[arg-type]
+        clock=SystemClock(),
+        configuration=lambda routes: SimpleNamespace(digest=repr(routes)),  # type: ignore[arg-type,return-value]
+        alive=alive,
+    )
+    return Reconciler(parts)
+
+
+async def running(reconciler: Reconciler, condition: Any) -> None:
+    """Run the loop until a condition holds, and end it."""
+    task = asyncio.create_task(reconciler.run())
+    try:
+        async with asyncio.timeout(10):
+            while not condition():
+                reconciler.wake()
+                await asyncio.sleep(0.01)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_an_operation_succeeds_once_its_routes_are_confirmed_also_when_the_next_rollout_has_begun(
+    store: Store,
+) -> None:
+    first = deploy(store, "one")
+    assert first.revision is not None and store.promote("digits", first.revision, at())
+    second = deploy(store, "two")
+    host = Pretended(hangs=asyncio.Event())
+    asyncio.run(running(made(store, host), lambda: store.operation(first.id).finished_at))
+    assert store.operation(first.id).state is OperationState.SUCCEEDED
+    assert store.operation(second.id).finished_at is None
+
+
+def test_one_task_is_in_flight_per_deployment_and_a_step_that_hangs_does_not_hold_up_the_others(store: Store) -> None:
+    deploy(store, "one", name="slow")
+    host = Pretended(hangs=asyncio.Event())
+    reconciler = made(store, host)
+
+    def both() -> bool:
+        if len(host.steps) == 1 and host.alive > 3:
+            deploy(store, "one", name="other")
+        return len(host.steps) == 2 and host.alive > 20
+
+    asyncio.run(running(reconciler, both))
+    assert len(host.steps) == 2, "each asked for its first step once, however many passes went by"
+
+
+def test_a_pass_that_fails_does_not_count_as_alive_and_the_next_one_is_made(store: Store) -> None:
+    host = Pretended(error=EngineUnresponsive("no answer"))
+    seen: list[int] = []
+
+    def recovered() -> bool:
+        seen.append(host.alive)
+        if len(seen) == 10:
+            host.error = None
+        return host.alive > 0
+
+    asyncio.run(running(made(store, host), recovered))
+    assert seen[:10] == [0] * 10, "the watchdog would have noticed"
+
+
+def test_nothing_is_performed_or_routed_before_the_engine_has_been_listed(store: Store) -> None:
+    deploy(store, "one")
+    host = Pretended(listed=False)
+    asyncio.run(running(made(store, host), lambda: host.alive > 3))
+    assert host.steps == []
+    assert host.took is None
+
+
+def test_steps_under_way_are_cancelled_with_the_loop(store: Store) -> None:
+    deploy(store, "one")
+    host = Pretended(hangs=asyncio.Event())
+    asyncio.run(running(made(store, host), lambda: host.steps))
+    assert host.cancelled == 1
+
+
+def test_a_warm_rollback_is_promoted_in_the_pass_that_sees_it(store: Store) -> None:
+    number = deploy(store, "one").revision
+    assert number is not None and store.promote("digits", number, at())
+    replica = seen_replica("digits-1-0", "one", number)
+    found = replace(replica.found, deployment="digits")
+    again = deploy(store, "one").revision
+    host = Pretended(replicas=(replace(replica, found=found),))
+    asyncio.run(running(made(store, host), lambda: host.steps))
+    first = host.steps[0]
+    assert isinstance(first, Promote) and first.revision.number == again
