@@ -12,6 +12,7 @@ import pytest
 from tests import images
 from tests.end_to_end.bundles import QUICK, golden, push
 from tests.end_to_end.containers import EVERYWHERE, python_image
+from tests.end_to_end.faults import ask, faulty
 from tests.end_to_end.rig import Agent, Load, agent, until
 from tests.models import toml
 
@@ -70,6 +71,27 @@ def test_containers_are_deployed_replaced_rolled_back_and_outlive_the_agent(
     until(lambda: host.api("GET", "/v1/deployments/toy")[0] == 404, "it is gone")
     for revision in ("1", "2"):
         assert "listening" in host.must("logs", "toy", "--revision", revision).out
+
+
+@pytest.mark.parametrize("point", ["engine.created", "engine.ran", "stop.ended"])
+def test_an_agent_killed_between_two_calls_of_docker_leaves_no_container_behind(
+    tmp_path: Path, image: str, point: str
+) -> None:
+    with faulty(tmp_path / "host", "docker") as (host, faults):
+        host.must("deploy", push(host, tmp_path, "1", env=EVERYWHERE, image=image), *QUICK, "--warm", "0")
+        push(host, tmp_path, "2", env=EVERYWHERE, image=image)
+        with Load(host, "toy", threads=1, pause=0.02) as load:
+            faults.arm(point)
+            ask(host, "PUT", "/v1/deployments/toy", {"version": "toy:2", "dwell": 0.2, "warm": 0})
+            faults.until_killed(host, point)
+            faults.start(host)
+            host.until_settled("toy", 2)
+            until(lambda: len(host.deployment("toy")["replicas"]) == 1, "one container is left")
+            until(lambda: host.call("toy")[1]["version"] == "2", "the new version answers")
+        assert load.failures == []
+        owner = f"label=quarterdeck.owner={(host.data_folder / 'instance').read_text().strip()}"
+        (left,) = images.docker("ps", "-aq", "--no-trunc", "--filter", owner).split()
+        assert left == host.deployment("toy")["replicas"][0]["handle"]
 
 
 def test_an_image_is_taken_from_its_registry_once_and_recorded_by_digest(docker_host: Agent, tmp_path: Path) -> None:

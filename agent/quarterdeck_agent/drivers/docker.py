@@ -27,6 +27,7 @@ from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers import container, image, placement
 from quarterdeck_agent.drivers.base import Foreign, Found, Inventory, Life, Progress, ReplicaSpec, Report
 from quarterdeck_agent.errors import EngineError, EngineUnresponsive, StartRefused
+from quarterdeck_agent.failpoints import failpoint
 
 CALL_DEADLINE = 10.0
 START_DEADLINE = 60.0
@@ -256,7 +257,9 @@ class DockerEngine:
         if there["State"]["Status"] != "created":
             return self._describe(there)
         self._check(spec, there)
+        failpoint("engine.created")
         self._run(spec, there)
+        failpoint("engine.ran")
         return self._describe(self._client().inspect_container(there["Id"]))
 
     def _create(self, spec: ReplicaSpec) -> Json:
