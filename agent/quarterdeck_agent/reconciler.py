@@ -129,7 +129,9 @@ class Reconciler:
         if d.name in self._tasks:
             return
         reporter = self._parts.reporter
-        asks = reporter.known_asks(d.target) or await asyncio.to_thread(reporter.asks, d.target)
+        asks = reporter.known_asks(d.target)
+        if asks is None:
+            asks = await asyncio.to_thread(reporter.asks, d.target)
         steps = plan(d, asks, seen, now)
         if steps:
             task = asyncio.create_task(self._perform(d, steps), name=f"steps of {d.name}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from typing import Literal
 
 from quarterdeck_agent.board import Board
@@ -17,14 +18,16 @@ from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.observer import Observer
 from quarterdeck_agent.performing import Recipe
 from quarterdeck_agent.plan import rolling
-from quarterdeck_agent.protocol import Failure, Operation, Revision, RevisionOutcome, StepRecord
-from quarterdeck_agent.seen import Seen
-from quarterdeck_agent.status import Facts, Phase, deployment_status, public, rollout_phase
+from quarterdeck_agent.protocol import DeploymentStatus, Failure, Operation, Revision, RevisionOutcome, StepRecord
+from quarterdeck_agent.seen import Seen, SeenReplica
+from quarterdeck_agent.status import Facts, Phase, at_rest, deployment_status, public, rollout_phase
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.wanted import Wanted, WantedDeployment, WantedRevision
 
 OPERATIONS_SHOWN = 50
 REVISIONS_SHOWN = 20
+
+_Facts = tuple[WantedDeployment, tuple[SeenReplica, ...], tuple[Revision, ...]]
 WAITS = ("stage", "drain", "start", "ready")
 
 
@@ -53,6 +56,7 @@ class Reporter:
         self._entered: dict[str, float] = {}
         self._progress: dict[str, str] = {}
         self._history: dict[str, tuple[Revision, ...]] = {}
+        self._still: dict[str, tuple[_Facts, DeploymentStatus]] = {}
         self._writes_read = -1
         self._read_at = -1
 
@@ -62,6 +66,11 @@ class Reporter:
         if key not in self._cooked:
             self._cooked[key] = self._recipes(revision)
         return self._cooked[key]
+
+    def known_asks(self, revision: WantedRevision) -> Resources | None:
+        """The same without blocking; `None` when the recipe is not worked out yet."""
+        recipe = self._cooked.get((revision.spec.version, revision.body))
+        return None if recipe is None else recipe.model.resources
 
     def asks(self, revision: WantedRevision) -> Resources:
         """What one replica of a revision claims; nothing when its version cannot be read, which its start will tell."""
@@ -95,8 +104,20 @@ class Reporter:
         now, wall = self._clock.now(), self._clock.wall()
         statuses = {}
         for d in wanted.deployments:
-            statuses[d.name] = deployment_status(d, seen, self._facts(d), now, wall)
+            statuses[d.name] = self._status(d, seen, now, wall)
         self._board.publish_all("deployment", statuses)
+        self._still = {name: still for name, still in self._still.items() if name in statuses}
+
+    def _status(self, d: WantedDeployment, seen: Seen, now: float, wall: datetime) -> DeploymentStatus:
+        """A deployment's status; that of one at rest is worked out once."""
+        facts = (d, seen.of(d.name), self._history.get(d.name, ()))
+        known = self._still.get(d.name)
+        if known is not None and known[0] == facts:
+            return known[1]
+        status = deployment_status(d, seen, self._facts(d), now, wall)
+        if at_rest(d, status):
+            self._still[d.name] = (facts, status)
+        return status
 
     def _publish_history(self) -> None:
         shown = {}

@@ -84,6 +84,12 @@ def deployment_status(d: WantedDeployment, seen: Seen, facts: Facts, now: float,
     )
 
 
+def at_rest(d: WantedDeployment, status: DeploymentStatus) -> bool:
+    """Whether the status stays as it is for as long as nothing is wanted or seen otherwise: no time runs in it."""
+    settled = status.state in (DeploymentState.SERVING, DeploymentState.STOPPED)
+    return settled and not rolling(d) and d.previous is None
+
+
 def describe(d: WantedDeployment, seen: Seen, now: float, ready: int, facts: Facts) -> tuple[DeploymentState, str]:
     """The state and a sentence, the worst thing first."""
     if d.removing:
