@@ -253,7 +253,7 @@ class Observer:
             now = self._clock.now()
             self._replicas[found.id] = SeenReplica(found, routed=found.id not in self._ours, unready_since=now)
             self._stop_probe(found.id)
-        else:
+        elif known.found != found:
             ended = found.life is Life.EXITED
             self._replicas[found.id] = replace(known, found=found, ready=known.ready and not ended)
         if found.life is Life.RUNNING and found.address and found.id not in self._probes:

@@ -21,9 +21,11 @@ from quarterdeck_agent.drivers.envoy_stats import (
     ACTIVITY,
     LATENCY,
     TRAFFIC,
+    Bins,
     ClusterStats,
     Latencies,
     Readings,
+    answered_requests,
     cluster_activity,
     cluster_stats,
     parse_endpoints,
@@ -42,6 +44,7 @@ _VERSION_OF = {
     "rds": "http.gateway.rds.deployments.version_text",
 }
 _CONFIRM_EVERY = 0.005
+_MERGED = 3.0  # seconds after the last answer until it stands in the histograms for certain
 _SETTLED = 1.0  # seconds after a change until idle means idle: Envoy's workers follow its main thread
 
 
@@ -72,6 +75,8 @@ class EnvoyGateway:
         self._deadline = deadline
         self._lock = asyncio.Lock()
         self._latencies = Latencies()
+        self._answered: dict[str, int] | None = None
+        self._answered_at = 0.0
         self._budgets: dict[str, int] | None = None
         self._listening: str | None = None
         self._listed: dict[str, Json] = {}
@@ -138,8 +143,9 @@ class EnvoyGateway:
         async with self._lock:
             readings = await self._stats(f"{_VERSIONS}|{ACTIVITY}")
             activity = cluster_activity(readings, self._retry_budgets())
-            requests = parse_endpoints(await self._admin.get("/clusters"), activity)
             active = {name: seen.active for name, seen in activity.items()}
+            # Which endpoint has them is a long answer, and where there is nothing in flight an idle one.
+            requests = parse_endpoints(await self._admin.get("/clusters"), activity) if any(active.values()) else {}
             if self._leaving and time.monotonic() - self._changed > _SETTLED:
                 self._leaving = self._tidy(active, requests)
         return GatewaySeen(self._confirmed_digest(readings), active, self._process.version, requests)
@@ -224,9 +230,21 @@ class EnvoyGateway:
     async def stats(self) -> dict[str, ClusterStats]:
         """Per cluster: counters since it exists, gauges now, latencies since the last call (of this object)."""
         readings = await self._stats(f"{TRAFFIC}|{ACTIVITY}")
-        raw = await self._admin.get(f"/stats?format=json&histogram_buckets=detailed&filter={quote(LATENCY, safe='')}")
         activity = cluster_activity(readings, self._retry_budgets())
-        return cluster_stats(readings, activity, self._latencies.since(parse_histograms(raw)))
+        return cluster_stats(readings, activity, await self._new_latencies(readings))
+
+    async def _new_latencies(self, readings: Readings) -> dict[str, Bins]:
+        """What the histograms gained since the last call. They are not asked for while nothing is answered.
+
+        Envoy merges its workers' histograms once a second, so they follow the counters with a delay.
+        """
+        answered, now = answered_requests(readings), time.monotonic()
+        if answered != self._answered:
+            self._answered, self._answered_at = answered, now
+        if now - self._answered_at > _MERGED:
+            return {}
+        raw = await self._admin.get(f"/stats?format=json&histogram_buckets=detailed&filter={quote(LATENCY, safe='')}")
+        return self._latencies.since(parse_histograms(raw))
 
     async def rotate_access_log(self, largest: int) -> bool:
         """Once the access log has `largest` bytes, rename it to `access.log.1` and let Envoy begin a new one."""

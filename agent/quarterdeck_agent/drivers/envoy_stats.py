@@ -120,6 +120,11 @@ def cluster_activity(readings: Readings, max_retries: dict[str, int]) -> dict[st
     return found
 
 
+def answered_requests(readings: Readings) -> dict[str, int]:
+    """How many requests each cluster has answered since it exists."""
+    return _by_cluster(readings, ".upstream_rq_completed")
+
+
 def cluster_stats(
     readings: Readings, activity: dict[str, Activity], latencies: dict[str, Bins]
 ) -> dict[str, ClusterStats]:
@@ -127,7 +132,7 @@ def cluster_stats(
     errors = _by_cluster(readings, ".upstream_rq_5xx")
     refused = _by_cluster(readings, ".upstream_rq_pending_overflow")
     found = {}
-    for name, total in _by_cluster(readings, ".upstream_rq_completed").items():
+    for name, total in answered_requests(readings).items():
         now = activity.get(name, Activity())
         waiting = now.queued + now.held
         quantiles = [quantile(latencies.get(name, {}), part) for part in (0.5, 0.95, 0.99)]
