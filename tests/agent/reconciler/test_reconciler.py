@@ -60,6 +60,9 @@ class Pretended:
     def asks(self, _: WantedRevision) -> Resources:
         return Resources()
 
+    def known_asks(self, _: WantedRevision) -> Resources | None:
+        return None
+
     async def close(self, operation: str) -> None:
         self.closed.append(operation)
 
