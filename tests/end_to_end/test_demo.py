@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests import images
-from tests.end_to_end.rig import ROOT, until
+from tests.end_to_end.rig import ROOT
 
 if importlib.util.find_spec("torch") is None or importlib.util.find_spec("sklearn") is None:
     pytest.skip("needs torch and scikit-learn (extra demo)", allow_module_level=True)
@@ -145,8 +145,8 @@ def test_interrupted_it_cleans_up(place: Place) -> None:
         finally:
             process.kill()
     assert process.returncode == 130
-    assert [event["event"] for event in events(out)] == ["interrupted", "end"]
-    until(lambda: not list(place.folder.iterdir()), "its folder is gone", 5)
+    assert [event["event"] for event in events(out)] == ["interrupted", "end"], out
+    assert events(out)[-1]["left"] == []
     place.nothing_left()
 
 

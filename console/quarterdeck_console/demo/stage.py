@@ -169,12 +169,16 @@ class Stage:
             _end_recorded(record)
         # The agent never stops its gateway; whoever made the agent for a moment only has to.
         _end_recorded(self.folder / "data" / "gateway" / "envoy.pid")
-        _delete(self.folder)
         until = time.monotonic() + STOP_DEADLINE
+        # A replica's last words may still be on their way into the folder.
         while (pids := _processes_of(self.folder)) and time.monotonic() < until:
             time.sleep(0.1)
         left += [f"process {pid}" for pid in pids]
-        return left + ([f"folder {self.folder}"] if self.folder.exists() else [])
+        while self.folder.exists():
+            _delete(self.folder)
+            if time.monotonic() > until:
+                return [*left, f"folder {self.folder}"]
+        return left
 
     def _remove_deployments(self) -> list[str]:
         left = []
