@@ -10,13 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.errors import InvalidInput
 from quarterdeck_agent.fields import Fields, check_json, check_path, check_text
-from quarterdeck_agent.protocol import Change, ManifestFile
+from quarterdeck_agent.protocol import Change, ManifestFile, Revision
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
@@ -34,6 +34,7 @@ METHODS = ("POST", "GET", "PUT")
 HIDDEN = "(hidden)"
 
 _SECRET_ENDINGS = ("TOKEN", "KEY", "KEYS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSWORDS", "CREDENTIALS")
+_SECRET_WORDS = {"PASS", "PWD", "PASSPHRASE"}
 _CREDENTIALS_IN_URL = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 
@@ -361,7 +362,8 @@ def is_secret(key: str) -> bool:
     if key.startswith("files."):
         return False
     words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", key.rpartition(".")[2])
-    return any(word.upper().endswith(_SECRET_ENDINGS) for word in re.split(r"[^A-Za-z0-9]+", words))
+    parts = [word.upper() for word in re.split(r"[^A-Za-z0-9]+", words)]
+    return any(word.endswith(_SECRET_ENDINGS) or word in _SECRET_WORDS for word in parts)
 
 
 def shown(key: str, value: str | None) -> str | None:
@@ -369,6 +371,12 @@ def shown(key: str, value: str | None) -> str | None:
     if value is None:
         return None
     return HIDDEN if is_secret(key) or _CREDENTIALS_IN_URL.search(value) else value
+
+
+def public(revision: Revision) -> Revision:
+    """A revision as it may leave the agent: the values of secrets in its environment are hidden."""
+    env = {key: HIDDEN if shown(key, value) == HIDDEN else value for key, value in revision.spec.env.items()}
+    return revision if env == revision.spec.env else replace(revision, spec=replace(revision.spec, env=env))
 
 
 def _as_table(model: ModelConfig) -> dict[str, Any]:

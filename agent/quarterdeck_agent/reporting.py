@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Literal
 
 from quarterdeck_agent.board import Board
+from quarterdeck_agent.bundle import public
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Progress, Resources
 from quarterdeck_agent.errors import AgentError
@@ -20,7 +21,7 @@ from quarterdeck_agent.performing import Recipe
 from quarterdeck_agent.plan import rolling
 from quarterdeck_agent.protocol import DeploymentStatus, Failure, Operation, Revision, RevisionOutcome, StepRecord
 from quarterdeck_agent.seen import Seen, SeenReplica
-from quarterdeck_agent.status import Facts, Phase, at_rest, deployment_status, public, rollout_phase
+from quarterdeck_agent.status import Facts, Phase, at_rest, deployment_status, rollout_phase
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.wanted import Wanted, WantedDeployment, WantedRevision
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from quarterdeck_agent.bundle import HIDDEN, is_secret
 from quarterdeck_agent.drivers.base import Life
 from quarterdeck_agent.plan import (
     counts_wanted,
@@ -22,7 +21,6 @@ from quarterdeck_agent.protocol import (
     Failure,
     Replica,
     ReplicaState,
-    Revision,
 )
 from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.wanted import WantedDeployment, WantedRevision
@@ -196,9 +194,3 @@ def replica_state(replica: SeenReplica, wanted: bool) -> ReplicaState:
     if replica.ready:
         return ReplicaState.READY
     return ReplicaState.UNREADY if replica.was_ready else ReplicaState.STARTING
-
-
-def public(revision: Revision) -> Revision:
-    """A revision as it may leave the agent: the values of secrets in its environment are hidden."""
-    env = {key: HIDDEN if is_secret(key) else value for key, value in revision.spec.env.items()}
-    return revision if env == revision.spec.env else replace(revision, spec=replace(revision.spec, env=env))

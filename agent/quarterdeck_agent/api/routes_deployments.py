@@ -15,6 +15,7 @@ from quarterdeck_agent.api.answers import answer
 from quarterdeck_agent.api.bodies import Body
 from quarterdeck_agent.api.ports import ChangeBody, ChangeKind, Parts
 from quarterdeck_agent.api.routing import Caller, Generation, Has, Name, OperationId, router
+from quarterdeck_agent.bundle import public
 from quarterdeck_agent.errors import NotFound
 from quarterdeck_agent.principal import Principal, Role
 
@@ -47,7 +48,7 @@ async def deployment(parts: Has, name: Name) -> Response:
     seen = parts.board.status()
     detail = protocol.DeploymentDetail(
         status=status,
-        revisions=revisions,
+        revisions=tuple(map(public, revisions)),
         version=await asyncio.to_thread(_version, parts, status.version),
         traffic=tuple(traffic for traffic in seen.traffic if traffic.deployment == name),
         replicas=tuple(gauges for gauges in seen.replica_gauges if gauges.deployment == name),
@@ -64,7 +65,7 @@ async def revisions(parts: Has, name: Name) -> Response:
     found = await asyncio.to_thread(parts.records.revisions, name)
     if not found:
         raise _no_deployment(name)
-    return answer(found)
+    return answer([public(revision) for revision in found])
 
 
 @routes.put("/v1/deployments/{name}", summary="Deploy a version", **CHANGE)

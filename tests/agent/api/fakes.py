@@ -73,7 +73,8 @@ class FakeRecords:
     def revisions(self, deployment: str) -> tuple[protocol.Revision, ...]:
         if deployment != "there":
             return ()
-        return (protocol.Revision("there", 1, protocol.Spec("0" * 64, "digits:1"), NOON, "ada", "op-1"),)
+        env = {"HF_TOKEN": "s3cret", "DB": "postgres://u:s3cret@host/db", "BATCH": "5"}
+        return (protocol.Revision("there", 1, protocol.Spec("0" * 64, "digits:1", env=env), NOON, "ada", "op-1"),)
 
     def versions(self) -> tuple[protocol.Version, ...]:
         return (protocol.Version("0" * 64, "digits:1", "digits", "python", 0, (), NOON, "ada"),)

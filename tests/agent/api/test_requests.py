@@ -257,6 +257,14 @@ def test_every_answer_carries_a_request_id(api: Running) -> None:
     assert len(client.get("/nothing", headers={"x-request-id": "bad id"}).headers["x-request-id"]) == 16
 
 
+@pytest.mark.parametrize("path", [DEPLOY, f"{DEPLOY}/revisions"])
+def test_secrets_of_a_revision_s_environment_are_never_told(api: Running, path: str) -> None:
+    response = api.client().get(path)
+    assert response.status_code == 200
+    assert "HF_TOKEN" in response.text and '"BATCH":"5"' in response.text.replace(" ", "")
+    assert "s3cret" not in response.text
+
+
 def test_hello_and_the_reads_answer(api: Running) -> None:
     client = api.client()
     assert client.get("/v1/hello").json()["product"] == "quarterdeck"

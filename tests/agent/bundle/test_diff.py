@@ -29,5 +29,10 @@ def test_no_secret_is_shown_on_either_side() -> None:
 
 
 def test_names_of_secrets_are_told_from_names_of_figures() -> None:
-    assert all(map(is_secret, ["API_KEY", "apiKey", "env.PASSWORD", "AWS_SECRET_ACCESS_KEY", "db-password", "HFTOKEN"]))
-    assert not any(map(is_secret, ["MAX_TOKENS", "tokenizer", "KEYBOARD", "files.private/key", "secretary"]))
+    assert all(
+        map(
+            is_secret,
+            ["API_KEY", "apiKey", "env.PASSWORD", "AWS_SECRET_ACCESS_KEY", "db-password", "HFTOKEN", "DB_PASS"],
+        )
+    )
+    assert not any(map(is_secret, ["MAX_TOKENS", "tokenizer", "KEYBOARD", "files.private/key", "secretary", "BYPASS"]))
