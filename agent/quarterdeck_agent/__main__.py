@@ -119,7 +119,8 @@ def _install(arguments: argparse.Namespace) -> int:
     from quarterdeck_agent.install import install, own_command, units
 
     settings = _settings(arguments)
-    wanted = units(settings, agent=own_command(), gateway=gateway_command(settings))
+    gateway = gateway_command(settings, write=not arguments.show)
+    wanted = units(settings, agent=own_command(), gateway=gateway)
     if arguments.show:
         sys.stdout.write("\n".join(f"# {unit.name}\n{unit.text}" for unit in wanted))
         return 0

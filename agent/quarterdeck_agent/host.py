@@ -54,7 +54,7 @@ from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.reporting import Reporter
 from quarterdeck_agent.routing import Route, resources
 from quarterdeck_agent.sampler import Sampler, Sources
-from quarterdeck_agent.settings import Prepared, Settings, prepare
+from quarterdeck_agent.settings import Prepared, Settings, prepare, private_folder
 from quarterdeck_agent.store import Store
 
 log = logging.getLogger(__name__)
@@ -114,8 +114,11 @@ def make_gateway(settings: Settings) -> EnvoyGateway:
     )
 
 
-def gateway_command(settings: Settings) -> tuple[str, ...]:
-    """The command that runs the gateway in the foreground, its files written."""
+def gateway_command(settings: Settings, *, write: bool = True) -> tuple[str, ...]:
+    """The command that runs the gateway in the foreground; with `write`, what it needs is there afterwards."""
+    if not write:
+        return make_gateway(settings).command()
+    private_folder(settings.data_folder)  # as the agent wants to find it: it may start after the gateway
     return make_gateway(settings).prepare()
 
 

@@ -45,8 +45,13 @@ StartLimitIntervalSec=0
 Type=notify
 NotifyAccess=main
 ExecStart={command}
-# Replicas of the process engine live on when the agent ends: only its own process is stopped.
+# Replicas of the process engine live on when the agent ends: only its own process is stopped. They are in groups of
+# their own below the unit's, with limits of their own; one that is killed for its memory is the agent's business.
 KillMode=process
+Delegate=yes
+DelegateSubgroup=agent
+OOMPolicy=continue
+TasksMax=infinity
 Restart=always
 RestartSec=2
 WatchdogSec=30
@@ -71,7 +76,7 @@ Restart=always
 RestartSec=1
 TimeoutStopSec=75
 LimitNOFILE=65536
-{common}PrivateTmp=yes
+{common}PrivateTmp={tmp}
 PrivateDevices=yes
 ProtectSystem=strict
 ProtectHome={home}
@@ -110,7 +115,8 @@ def units(settings: Settings, *, agent: Sequence[str], gateway: Sequence[str]) -
         command=" ".join(_word(word) for word in gateway),
         log=str(folder / "envoy.log").replace("%", "%%"),
         gateway_folder=_word(str(folder)),
-        home="no" if any(folder.is_relative_to(home) for home in ("/home", "/root")) else "yes",
+        home=_hidden(("/home", "/root", "/run/user"), folder, Path(gateway[0])),
+        tmp=_hidden(("/tmp", "/var/tmp"), folder, Path(gateway[0])),  # noqa: S108  what systemd would hide
         common=COMMON.format(cgroups="yes"),
     )
     return Unit(AGENT_UNIT, agent_text), Unit(GATEWAY_UNIT, gateway_text)
@@ -148,6 +154,11 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         hint = "Run it as root, or with --print and put the units where they belong."
         raise SettingsError(f"{path} cannot be written: {error.strerror}", hint=hint) from None
+
+
+def _hidden(places: Sequence[str], *needed: Path) -> str:
+    """Whether the unit may do without these places: `no` where its folder or its program lies there."""
+    return "no" if any(path.is_relative_to(place) for path in needed for place in places) else "yes"
 
 
 def _folders(settings: Settings) -> str:

@@ -178,7 +178,7 @@ def prepare(settings: Settings) -> Prepared:
     Raises `SettingsError` where a folder or file belongs to somebody else, is open to others, or is in use.
     """
     for folder in (settings.data_folder, settings.run_folder, settings.socket.parent, settings.token_file.parent):
-        _private_folder(folder)
+        private_folder(folder)
     lock = _lock(settings.data_folder / "lock")
     try:
         instance = _secret_file(settings.data_folder / "instance", r"[0-9a-f]{32}", lambda: secrets.token_hex(16))
@@ -270,7 +270,8 @@ def _checked_whole(settings: Settings) -> Settings:
     return settings
 
 
-def _private_folder(folder: Path) -> None:
+def private_folder(folder: Path) -> None:
+    """Make a folder that only we may enter. Raises `SettingsError` where it is somebody else's or open to others."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -100,6 +100,10 @@ class EnvoyGateway:
         """Write what Envoy needs to start; its command line, to run in the foreground (a systemd unit)."""
         return self._process.prepare()
 
+    def command(self) -> tuple[str, ...]:
+        """The command line that `prepare` gives; nothing is written."""
+        return self._process.command()
+
     async def ensure(self) -> None:
         """Adopt the gateway that runs in the folder, or start one that outlives the agent. Raises `GatewayError`."""
         async with self._lock:

@@ -84,9 +84,13 @@ class EnvoyProcess:
         replace(bootstrap, json.dumps(self._bootstrap(), indent=1))
         if self.log.exists() and self.log.stat().st_size > _LARGEST_OLD_LOG:
             self.log.replace(self.log.with_suffix(".log.1"))
+        return self.command()
+
+    def command(self) -> tuple[str, ...]:
+        """The command line alone; nothing is written."""
         return (
             self._binary,
-            *("--config-path", str(bootstrap)),
+            *("--config-path", str(self.folder / "bootstrap.json")),
             *("--concurrency", str(self._concurrency)),
             "--disable-hot-restart",  # its shared memory is one a host, and two agents may share a host
             *("--log-level", "warning"),
