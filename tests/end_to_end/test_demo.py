@@ -141,10 +141,10 @@ def test_interrupted_it_cleans_up(place: Place) -> None:
             # In the middle of a deploy, as far as anybody can aim.
             time.sleep(1)
             process.send_signal(signal.SIGTERM)
-            out, _ = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=120)
         finally:
             process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, out + err
     assert [event["event"] for event in events(out)] == ["interrupted", "end"], out
     assert events(out)[-1]["left"] == []
     place.nothing_left()
