@@ -277,7 +277,10 @@ def failure(host: Host, operation: Operation) -> ConsoleError | None:
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """Which lines: the agent's own parameters, see `GET /v1/deployments/{name}/logs`."""
+    """Which lines: the agent's own parameters, see `GET /v1/deployments/{name}/logs`.
+
+    `patient` is ours: following, no error is an end; also a host that is not there yet is waited for.
+    """
 
     since: str | None = None
     tail: int | None = None
@@ -286,6 +289,7 @@ class LogQuery:
     replica: str | None = None
     previous: bool = False
     follow: bool = False
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,14 +325,12 @@ async def _host_logs(host: Host, name: str, query: LogQuery) -> AsyncGenerator[L
             if not query.follow:
                 return
             cut, connected = f"{host.name} ended the stream", True
-        except Unreachable as error:
-            if not (query.follow and connected):
+        except ConsoleError as error:
+            waits = query.patient or (connected and isinstance(error, Unreachable))
+            if not (query.follow and waits):
                 yield LogItem(host.name, error=error)
                 return
             cut = error.detail
-        except ConsoleError as error:
-            yield LogItem(host.name, error=error)
-            return
         cuts += 1
         if cuts == 1:
             yield LogItem(host.name, note=f"{cut}; following goes on when it is back")

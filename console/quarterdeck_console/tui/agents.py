@@ -76,11 +76,11 @@ class Agents:
         hosts = [self._host(target.host) for target in wish.targets if target.name == name]
         query = operations.LogQuery(
             since=wish.since, tail=wish.tail, revision=wish.revision, replica=wish.replica, previous=wish.previous,
-            follow=wish.follow,
+            follow=wish.follow, patient=True,
         )  # fmt: skip
         async with contextlib.aclosing(operations.logs(hosts, name, query)) as items:
             async for item in items:
-                yield LogEntry(Target(item.host, name), item.line, item.note, item.error)
+                yield LogEntry(Target(item.host, name), item.line, item.note, item.error, cut=bool(item.note))
 
     async def push(self, hosts: tuple[str, ...], folder: str, allow_pickle: bool) -> AsyncGenerator[PushCame, None]:
         package: bundle.Bundle | None = None
@@ -102,6 +102,10 @@ class Agents:
                     yield PushCame(host.name, step.stage, step.done, step.total, step.label, step.detail, step.version)
         except ConsoleError as error:
             yield PushCame(host.name, "failed", label=package.label, error=error)
+
+    async def remove_version(self, host: str, id: str) -> None:
+        async with Client(self._host(host), DEADLINE) as client:
+            await bounded(DEADLINE, host, client.remove_version(id))
 
     def _host(self, name: str) -> Host:
         return self._hosts[name]

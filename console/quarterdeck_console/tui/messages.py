@@ -258,12 +258,16 @@ class LogWish:
 
 @dataclass(frozen=True, slots=True)
 class LogEntry:
-    """One line of one target, or what happened to its stream: `note` is a gap to be drawn, `error` its end."""
+    """One line of one target, or what happened to its stream: `note` is to be drawn across, `error` is its end.
+
+    `cut` is set on a note that says that the stream is cut, until the next line.
+    """
 
     target: Target
     line: LogLine | None = None
     note: str = ""
     error: ConsoleError | None = None
+    cut: bool = False
 
 
 @dataclass
@@ -280,10 +284,11 @@ class EndLogs(Want):
 
 @dataclass
 class LogsCame(Message):
-    """A batch of lines, four times a second at most; `ended` when the streams are over."""
+    """A batch of lines of a wish, four times a second at most; `ended` when its streams are over."""
 
     entries: Sequence[LogEntry]
     ended: bool = False
+    wish: LogWish | None = None
 
 
 @dataclass
@@ -306,6 +311,24 @@ class PushCame(Message):
     label: str = ""
     detail: str = ""
     version: Version | None = None
+    error: ConsoleError | None = None
+
+
+@dataclass
+class WantRemoveVersion(Want):
+    """A host should forget a version: `VersionRemoved`."""
+
+    host: str
+    id: str
+    label: str
+
+
+@dataclass
+class VersionRemoved(Message):
+    """A version is gone from a host, or why not."""
+
+    host: str
+    label: str
     error: ConsoleError | None = None
 
 

@@ -147,6 +147,8 @@ class Session:
             self._spawn(self._previews(want))
         elif isinstance(want, m.WantPush):
             self._spawn(self._push(want))
+        elif isinstance(want, m.WantRemoveVersion):
+            self._spawn(self._remove_version(want))
         elif isinstance(want, m.WantLogs):
             self._end_stream(want.asker)
             self._streams[want.asker] = self._spawn(self._logs(want))
@@ -190,6 +192,16 @@ class Session:
         except ConsoleError as error:
             want.asker.post_message(m.PushCame(None, "failed", error=error))
 
+    async def _remove_version(self, want: m.WantRemoveVersion) -> None:
+        removed = m.VersionRemoved(want.host, want.label)
+        try:
+            if self._context.read_only:
+                raise NotAllowed("this console is read-only: nothing is removed")
+            await self._backend.remove_version(want.host, want.id)
+        except ConsoleError as error:
+            removed = m.VersionRemoved(want.host, want.label, error)
+        want.asker.post_message(removed)
+
     # --- logs ------------------------------------------------------------------------------------------------------
 
     def _end_stream(self, asker: MessagePump) -> None:
@@ -206,7 +218,7 @@ class Session:
                 if waiting or ended:
                     batch = tuple(waiting)
                     waiting.clear()
-                    if not want.asker.post_message(m.LogsCame(batch, ended)):
+                    if not want.asker.post_message(m.LogsCame(batch, ended, want.wish)):
                         return
                 if ended:
                     reading.result()
@@ -220,6 +232,9 @@ class Session:
             async with contextlib.aclosing(self._backend.logs(wish)) as entries:
                 async for entry in entries:
                     waiting.append(entry)
+                    while not wish.follow and len(waiting) >= WAITING_LINES:  # noqa: ASYNC110 - the flush empties it
+                        # Whoever reads from the beginning wants every line; hosts wait for a slow reader.
+                        await asyncio.sleep(FLUSH / 4)
                     if len(waiting) > WAITING_LINES:
                         half = WAITING_LINES // 2
                         lost = m.LogEntry(entry.target, note=f"{half} lines were skipped: they came too fast to show")

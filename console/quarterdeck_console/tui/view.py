@@ -39,6 +39,8 @@ class View(Screen[None]):
 
     place: ClassVar[m.Place] = "fleet"
     title_of_help: ClassVar[str] = "Keys"
+    numbered: ClassVar[bool] = True
+    """Whether the digits go to places, as the band says then."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("/", "filter", "filter", id="view.filter"),
@@ -105,7 +107,7 @@ class View(Screen[None]):
     # --- the frame -------------------------------------------------------------------------------------------------
 
     def compose(self) -> ComposeResult:
-        yield Band(self.context)
+        yield Band(self.context, self.numbered)
         yield from self.body()
         with Vertical(id="foot"):
             yield FilterLine()

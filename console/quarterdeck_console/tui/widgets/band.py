@@ -28,9 +28,9 @@ class Band(Vertical):
     Band > #band-place { height: 1; width: 1fr; color: $text-muted; text-wrap: nowrap; text-overflow: ellipsis; }
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, numbered: bool = True) -> None:
         super().__init__()
-        self._about = context
+        self._about, self._numbered = context, numbered
 
     def compose(self) -> ComposeResult:
         yield Label(id="band-fleet")
@@ -64,7 +64,8 @@ class Band(Vertical):
         parts: list[tuple[str, str | Severity]] = [(" ", "")]
         for key, name, title in PLACES:
             here = name == place
-            parts += [(key, "bold $text-accent"), (f" {title}", "bold $foreground" if here else ""), ("  ", "")]
+            number = f"{key} " if self._numbered else ""
+            parts += [(number, "bold $text-accent"), (title, "bold $foreground" if here else ""), ("  ", "")]
         for crumb in crumbs:
             parts.append((f"› {crumb} ", "bold $foreground"))
         if note:
