@@ -1,22 +1,209 @@
-"""The GPUs screen. Every GPU of the fleet and what uses its memory."""
+"""Every GPU of the fleet in one table, and the history of the one under the cursor.
+
+The table comes with the fleet's events. A history is asked of its host when the cursor rests on a GPU, and again
+every few seconds while it is looked at.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import ClassVar
 
+from textual import on
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Grid
+from textual.content import Content
+from textual.timer import Timer
 
+from quarterdeck_agent.protocol import Gpu, Sample
+from quarterdeck_console.tui import commands, words
 from quarterdeck_console.tui import messages as m
-from quarterdeck_console.tui import words
-from quarterdeck_console.tui.view import View
+from quarterdeck_console.tui.context import Context
+from quarterdeck_console.tui.screens import chart
+from quarterdeck_console.tui.screens.gpus_rows import COLUMNS, lines, owners_of
+from quarterdeck_console.tui.view import TargetView
 from quarterdeck_console.tui.widgets.label import Label
-from quarterdeck_console.views import Severity
+from quarterdeck_console.tui.widgets.table import Table
+from quarterdeck_console.views import Severity, duration
+
+REST = 0.25
+"""Seconds that the cursor has to rest on a GPU before its history is asked for."""
+
+FRESH = timedelta(seconds=5)
+SPANS = (timedelta(minutes=5), timedelta(minutes=15), timedelta(hours=1))
 
 
-class GpusScreen(View):
-    """Every GPU of the fleet and what uses its memory."""
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One gauge of a GPU: the name of its series, and how its scale looks."""
+
+    series: str
+    title: str
+    unit: Callable[[float], str]
+    top: Callable[[Gpu], float | None]
+    scale: float = 1.0
+
+
+METRICS = (
+    Metric("gpu.utilisation", "load", lambda value: f"{value * 100:.0f}%", lambda _: 1.0),
+    Metric(
+        "gpu.memory", "memory", lambda value: f"{value:.3g}G", lambda gpu: (gpu.memory_total or 0) / 2**30 or None,
+        2.0**-30,
+    ),
+    Metric("gpu.temperature", "temperature", lambda value: f"{value:.0f}°", lambda _: 100.0),
+    Metric("gpu.power", "power", lambda value: f"{value:.0f}W", lambda gpu: gpu.power_limit),
+)  # fmt: skip
+
+
+class GpusScreen(TargetView):
+    """The cursor is on a GPU; the verbs are about the deployments that run on it."""
 
     place: ClassVar[m.Place] = "gpus"
+    title_of_help: ClassVar[str] = "GPUs"
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("m", "metric", "metric", id="gpus.metric"),
+        Binding("t", "span", "time span", id="gpus.span"),
+    ]
+
+    DEFAULT_CSS = """
+    GpusScreen #gpus { height: 1fr; }
+    GpusScreen #charts { height: 9; grid-size: 1 1; border-top: solid $panel; padding: 0 1; }
+    GpusScreen.-medium #charts { height: 13; }
+    GpusScreen.-tall #charts { height: 22; }
+    GpusScreen #charts > Label { height: 100%; width: 100%; text-wrap: nowrap; display: none; }
+    GpusScreen #charts > .first { display: block; }
+    GpusScreen.-wide #charts { grid-size: 2 2; grid-gutter: 0 2; }
+    GpusScreen.-wide.-tall #charts { height: 26; }
+    GpusScreen.-wide #charts > Label { display: block; }
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._metric = 0
+        self._span = 1
+        self._series: dict[tuple[str, str, str], tuple[Sample, ...] | str] = {}
+        self._asked_at: dict[tuple[str, str, str], datetime] = {}
+        self._resting: Timer | None = None
 
     def body(self) -> ComposeResult:
-        yield Label(words.line(" nothing here yet", Severity.MUTED), id="empty")
+        yield Table(COLUMNS, id="gpus", empty="no host has a GPU that NVML can see")
+        with Grid(id="charts"):
+            for number in range(len(METRICS)):
+                yield Label(id=f"chart-{number}", classes="first" if number == 0 else "")
+
+    def targets(self) -> tuple[m.Target, ...]:
+        found = []
+        for host, uuid in self.main.chosen if self.main is not None else ():
+            if host in self.fleet.hosts:
+                found += [m.Target(host, name) for name in owners_of(self.fleet.hosts[host]).get(uuid, ())]
+        return tuple(dict.fromkeys(found))
+
+    def command(self) -> str:
+        found = self.targets()
+        return commands.words("describe", found[0].name, *commands.on_hosts(found[:1])) if found else ""
+
+    # --- showing ---------------------------------------------------------------------------------------------------
+
+    def show(self, hosts: frozenset[str]) -> None:
+        self.query_one("#gpus", Table).show_rows(lines(self.fleet, self.context.history, self.context.now()))
+        self._ask()
+        self._draw()
+
+    @property
+    def gpu(self) -> tuple[str, Gpu] | None:
+        """The GPU under the cursor, with its host."""
+        key = self.query_one("#gpus", Table).cursor
+        host = self.fleet.hosts.get(key[0]) if key else None
+        if key is None or host is None or host.status is None:
+            return None
+        return next(((host.name, gpu) for gpu in host.status.gpus if gpu.uuid == key[1]), None)
+
+    @property
+    def _shown_metrics(self) -> tuple[Metric, ...]:
+        """All where there is room, else the chosen one."""
+        return METRICS if self.has_class("-wide") else (METRICS[self._metric],)
+
+    def _ask(self) -> None:
+        """Ask for what is shown and is not fresh any more."""
+        if (found := self.gpu) is None:
+            return
+        (host, gpu), now = found, self.context.now()
+        for metric in self._shown_metrics:
+            key = (host, metric.series, gpu.uuid)
+            if key not in self._asked_at or now - self._asked_at[key] >= FRESH:
+                self._asked_at[key] = now
+                self.post_message(m.WantSeries(self, host, metric.series, gpu.uuid, now - SPANS[self._span]))
+
+    @on(m.SeriesCame)
+    def _came(self, event: m.SeriesCame) -> None:
+        event.stop()
+        key = (event.host, event.name, event.key)
+        if event.series is not None:
+            self._series[key] = event.series.samples
+        elif event.error is not None and not isinstance(self._series.get(key), tuple):
+            self._series[key] = event.error.detail
+        self._draw()
+
+    def _draw(self) -> None:
+        found = self.gpu
+        for number in range(len(METRICS)):
+            label = self.query_one(f"#chart-{number}", Label)
+            shown = number < len(self._shown_metrics)
+            if shown:
+                label.show(self._chart(self._shown_metrics[number], found, label))
+
+    def _chart(self, metric: Metric, found: tuple[str, Gpu] | None, label: Label) -> Content:
+        if found is None:
+            return words.line("")
+        host, gpu = found
+        span, now = SPANS[self._span], self.context.now()
+        title = f"{metric.title} of GPU {gpu.index} on {host}, last {duration(span.total_seconds())}"
+        known = self._series.get((host, metric.series, gpu.uuid))
+        head = words.line(title, "bold")
+        if known is None or isinstance(known, str):
+            return words.lines([head, words.line(known or "asking …", Severity.MUTED)])
+        samples = [
+            Sample(each.at, each.value * metric.scale if each.value is not None else None) for each in known
+        ]  # fmt: skip
+        end = max([now, *(each.at for each in samples[-1:])])
+        size = label.size.width, label.size.height - 1
+        drawn = chart.draw(samples, end - span, end, size, metric.top(gpu), metric.unit)
+        return words.lines([head, *(words.line(line, "$text-success") for line in drawn)])
+
+    def on_resize(self) -> None:
+        super().on_resize()
+        if self.is_mounted:
+            self.call_after_refresh(self._again)
+
+    def _again(self) -> None:
+        self._ask()
+        self._draw()
+
+    # --- keys ------------------------------------------------------------------------------------------------------
+
+    @on(Table.Moved)
+    def _other(self, event: Table.Moved) -> None:
+        self._draw()
+        if self._resting is not None:
+            self._resting.stop()
+        self._resting = self.set_timer(REST, self._ask)
+
+    @on(Table.Chosen)
+    def _open(self, event: Table.Chosen) -> None:
+        event.stop()
+        self.action_describe()
+
+    def action_metric(self) -> None:
+        """The next gauge, where only one has room."""
+        self._metric = (self._metric + 1) % len(METRICS)
+        self._again()
+
+    def action_span(self) -> None:
+        """A longer history, and after the longest the shortest."""
+        self._span = (self._span + 1) % len(SPANS)
+        self._asked_at.clear()
+        self._again()

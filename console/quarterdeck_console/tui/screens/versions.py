@@ -1,22 +1,229 @@
-"""The Versions screen. What is staged where, and what serves: model by host."""
+"""What can be deployed, and where: every version by every host, what serves of it, and what is being sent.
+
+Two versions are compared as far as their configuration and the digests of their files tell.
+"""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from textual import on
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 
+from quarterdeck_agent.protocol import Version
+from quarterdeck_console.tui import commands, look, words
 from quarterdeck_console.tui import messages as m
-from quarterdeck_console.tui import words
+from quarterdeck_console.tui.context import Context
+from quarterdeck_console.tui.dialogs.versions import Push, PushDialog, Removal, RemoveDialog
+from quarterdeck_console.tui.screens import differences, version_text
+from quarterdeck_console.tui.screens.versions_rows import columns, lines, placed, pushes
 from quarterdeck_console.tui.view import View
 from quarterdeck_console.tui.widgets.label import Label
-from quarterdeck_console.views import Severity
+from quarterdeck_console.tui.widgets.pane import Pane
+from quarterdeck_console.tui.widgets.table import Table
+
+SCROLL = 6
+READING = "reading"
+"""What stands in a host's place while the bundle is hashed, before any host is asked."""
 
 
 class VersionsScreen(View):
-    """What is staged where, and what serves: model by host."""
+    """The cursor is on a version; the pane tells what it is."""
 
     place: ClassVar[m.Place] = "versions"
+    title_of_help: ClassVar[str] = "Versions"
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("D", "deploy", "deploy", id="versions.deploy"),
+        Binding("P", "push", "push", id="versions.push"),
+        Binding("X", "remove", "remove", id="versions.remove"),
+        Binding("x", "diff", "compare", id="versions.diff"),
+        Binding("d,z", "zoom", "describe", id="versions.zoom"),
+        Binding("l", "logs", "Logs of what serves it", show=False, id="versions.logs"),
+        Binding("c", "clear", "Forget the push that is shown", show=False, id="versions.clear"),
+        Binding("ctrl+d", "pane(1)", "Text down", show=False, id="versions.down"),
+        Binding("ctrl+u", "pane(-1)", "Text up", show=False, id="versions.up"),
+    ]
+
+    DEFAULT_CSS = """
+    VersionsScreen #versions { height: 1fr; }
+    VersionsScreen #pushes { height: auto; max-height: 8; padding: 0 1; display: none; border-top: solid $panel; }
+    VersionsScreen.-pushing #pushes { display: block; }
+    VersionsScreen #about { height: 9; }
+    VersionsScreen.-medium #about { height: 14; }
+    VersionsScreen.-tall #about { height: 28; }
+    VersionsScreen.-zoomed #about { height: 1fr; }
+    VersionsScreen.-zoomed #versions { display: none; }
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._pushes: dict[str, m.PushCame] = {}
+        self._compared: tuple[Version, Version] | None = None
 
     def body(self) -> ComposeResult:
-        yield Label(words.line(" nothing here yet", Severity.MUTED), id="empty")
+        empty = "no version yet: P pushes a bundle"
+        yield Table(columns(list(self.context.hosts)), id="versions", empty=empty)
+        yield Label(id="pushes")
+        yield Pane("about")
+
+    @property
+    def table(self) -> Table:
+        """The versions."""
+        return self.query_one("#versions", Table)
+
+    @property
+    def chosen(self) -> Version | None:
+        """The version under the cursor."""
+        return self._version(self.table.cursor)
+
+    def _version(self, key: tuple[str, ...] | None) -> Version | None:
+        found = placed(self.fleet).get(key[0]) if key else None
+        return found.version if found is not None else None
+
+    def _selected(self) -> tuple[Version, ...]:
+        return tuple(each for key in self.table.chosen if (each := self._version(key)) is not None)
+
+    def command(self) -> str:
+        chosen = self.chosen
+        return commands.words("versions", chosen.name) if chosen is not None else ""
+
+    def targets(self) -> tuple[m.Target, ...]:
+        """What serves the versions that are meant."""
+        ids = {each.id for each in self._selected()}
+        statuses = ((target, look.deployment(self.fleet, target)) for target in look.targets(self.fleet))
+        return tuple(target for target, status in statuses if status is not None and status.version in ids)
+
+    # --- showing ---------------------------------------------------------------------------------------------------
+
+    def show(self, hosts: frozenset[str]) -> None:
+        self.table.show_rows(lines(self.fleet, list(self.context.hosts), self.context.now()))
+        self._show_about()
+
+    def _show_about(self) -> None:
+        pane, chosen = self.query_one("#about", Pane), self.chosen
+        if self._compared is not None:
+            old, new = self._compared
+            title = f"{old.label} → {new.label}   x closes"
+            pane.show(version_text.diff(title, differences.versions(old, new)), (old.id, new.id))
+        elif chosen is not None:
+            pane.show(version_text.version(chosen, self.context.now()), chosen.id)
+        else:
+            pane.show(words.line(""), None)
+
+    @on(Table.Moved)
+    def _other(self, event: Table.Moved) -> None:
+        if self.is_mounted:
+            self._compared = None
+            self._show_about()
+
+    # --- sending and removing --------------------------------------------------------------------------------------
+
+    def action_push(self) -> None:
+        self.app.push_screen(PushDialog(self.context), self._push)
+
+    def _push(self, wanted: Push | None) -> None:
+        if wanted is not None:
+            self._pushes = {READING: m.PushCame(None, READING, label=wanted.folder)}
+            self._show_pushes()
+            self.post_message(m.WantPush(self, wanted.hosts, wanted.folder, wanted.allow_pickle))
+
+    @on(m.PushCame)
+    def _push_came(self, event: m.PushCame) -> None:
+        event.stop()
+        if event.host is not None:
+            self._pushes.pop(READING, None)
+        self._pushes[event.host or READING] = event
+        self._show_pushes()
+        if event.version is not None:
+            self.tell(f"pushed {event.version.label} to {event.host}")
+
+    def _show_pushes(self) -> None:
+        self.set_class(bool(self._pushes), "-pushing")
+        self.query_one("#pushes", Label).show(pushes(self._pushes))
+
+    def action_clear(self) -> None:
+        """Forget pushes that are over; one under way comes back with its next word."""
+        self._pushes = {}
+        self._show_pushes()
+
+    def action_remove(self) -> None:
+        known = placed(self.fleet)
+        removals = [
+            Removal(host, each.id, each.label) for each in self._selected() for host in known[each.id].on
+        ]  # fmt: skip
+        if removals:
+            self.app.push_screen(RemoveDialog(self.context, tuple(removals)), self._remove)
+        else:
+            self.tell("there is no version under the cursor", bad=True)
+
+    def _remove(self, removals: tuple[Removal, ...] | None) -> None:
+        for each in removals or ():
+            self.post_message(m.WantRemoveVersion(self, each.host, each.id, each.label))
+
+    @on(m.VersionRemoved)
+    def _removed(self, event: m.VersionRemoved) -> None:
+        event.stop()
+        if event.error is None:
+            self.tell(f"removed {event.label} from {event.host}")
+        else:
+            hint = f" ({event.error.hint})" if event.error.hint else ""
+            self.tell(f"{event.label} stays on {event.host}: {event.error.detail}{hint}", bad=True)
+
+    # --- keys ------------------------------------------------------------------------------------------------------
+
+    def action_deploy(self) -> None:
+        chosen = self.chosen
+        self.post_message(m.AskDeploy((), chosen.label if chosen is not None else None))
+
+    def action_logs(self) -> None:
+        if targets := self.targets():
+            self.post_message(m.OpenLogs(targets))
+        else:
+            self.tell("nothing serves this version", bad=True)
+
+    def action_diff(self) -> None:
+        """Of the two selected versions; else of the one under the cursor and the same model's one before it."""
+        if self._compared is not None:
+            self._compared = None
+        elif (pair := self._pair()) is not None:
+            old, new = sorted(pair, key=lambda each: each.created_at)
+            self._compared = (old, new)
+        else:
+            self.tell("select two versions with space to compare them", bad=True)
+        self._show_about()
+
+    def _pair(self) -> tuple[Version, Version] | None:
+        selected = self._selected()
+        if len(selected) == 2:
+            return selected[0], selected[1]
+        if len(selected) != 1:
+            return None
+        older = [
+            each.version
+            for each in placed(self.fleet).values()
+            if each.version.name == selected[0].name and each.version.created_at < selected[0].created_at
+        ]
+        return (max(older, key=lambda each: each.created_at), selected[0]) if older else None
+
+    @on(Table.Chosen)
+    def _open(self, event: Table.Chosen) -> None:
+        event.stop()
+        self.action_zoom()
+
+    def action_zoom(self) -> None:
+        """The text alone, and back."""
+        self.toggle_class("-zoomed")
+        (self.query_one("#about") if self.has_class("-zoomed") else self.table).focus()
+
+    def action_back(self) -> None:
+        if self.has_class("-zoomed"):
+            self.action_zoom()
+        elif self._compared is not None:
+            self.action_diff()
+        else:
+            super().action_back()
+
+    def action_pane(self, direction: int) -> None:
+        self.query_one("#about", Pane).by(direction * SCROLL)
