@@ -122,7 +122,7 @@ def _a1() -> p.HostStatus:
         p.StepRecord("freeing GPU 2", "running", ago(seconds=11), 11.0),
     )
     swap = deployment(
-        "reranker", "reranker:2.1", 6, state=p.DeploymentState.HOLDING, summary="reranker:2.1: hold (freeing GPU 2)",
+        "reranker", "reranker:2.0", 6, state=p.DeploymentState.HOLDING, summary="reranker:2.1: hold (freeing GPU 2)",
         live_revision=5,
         replicas_ready=0, since=ago(seconds=12), by="ci", operation="op-swap",
         replicas=(replica("reranker", 5, state=p.ReplicaState.STOPPING, gpus=("GPU-gpu-a1-2",)),),
@@ -240,6 +240,7 @@ class Simulation:
     log_entries: list[LogEntry] = field(default_factory=list)
     push_steps: list[PushCame] = field(default_factory=list)
     points: dict[tuple[str, str, str], p.Series] = field(default_factory=dict)
+    removal_errors: dict[str, ConsoleError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.events_queue: asyncio.Queue[FleetEvent] = asyncio.Queue()
@@ -329,6 +330,11 @@ class Simulation:
         self.asked.append(("push", (hosts, folder, allow_pickle)))
         for step in self.push_steps:
             yield step
+
+    async def remove_version(self, host: str, id: str) -> None:
+        self.asked.append(("remove version", (host, id)))
+        if (error := self.removal_errors.get(host)) is not None:
+            raise error
 
     def changes(self) -> list[tuple[Wish, Target]]:
         """The changes that were asked for: what no test of a No path may find anything in."""

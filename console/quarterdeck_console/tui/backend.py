@@ -43,3 +43,7 @@ class Backend(Protocol):
     def push(self, hosts: tuple[str, ...], folder: str, allow_pickle: bool) -> AsyncGenerator[PushCame, None]:
         """Send a bundle to hosts."""
         ...
+
+    async def remove_version(self, host: str, id: str) -> None:
+        """Have a host forget a version. Raises while the host needs it."""
+        ...
