@@ -40,7 +40,7 @@ from quarterdeck_agent.drivers.nvml import NAME as NVML
 from quarterdeck_agent.drivers.nvml import NvmlReader
 from quarterdeck_agent.drivers.process import ProcessEngine
 from quarterdeck_agent.drivers.simulated import SimulatedEngine
-from quarterdeck_agent.errors import AgentError
+from quarterdeck_agent.errors import AgentError, GatewayError
 from quarterdeck_agent.handover import Capacity
 from quarterdeck_agent.housekeeping import Housekeeper
 from quarterdeck_agent.logs import LogStore
@@ -48,7 +48,7 @@ from quarterdeck_agent.metrics import exposition
 from quarterdeck_agent.notify import Notifier
 from quarterdeck_agent.observer import Memory, Observer
 from quarterdeck_agent.performing import Performer
-from quarterdeck_agent.protocol import Check, Gpu, HostInfo
+from quarterdeck_agent.protocol import Check, Gpu, HostInfo, PartState
 from quarterdeck_agent.pushes import Pushes
 from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.reporting import Reporter
@@ -299,7 +299,12 @@ class Host:
         return await examine(context)
 
     async def _gateway_version(self) -> str:
-        return f"Envoy {(await self.gateway.observe()).version}, models on {self.gateway.url}"
+        version = (await self.gateway.observe()).version
+        part = self.observer.parts.get("gateway")
+        if part is not None and part.state is PartState.FAILED:
+            hint = "Free the address, or set gateway.port." if "bind" in part.detail else None
+            raise GatewayError(part.detail, hint=hint)
+        return f"{version}, models on {self.gateway.url}"
 
     # --- what parts ask for ------------------------------------------------------------------------------------
 

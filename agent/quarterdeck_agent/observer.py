@@ -85,6 +85,7 @@ class Observer:
         self._look = asyncio.Event()
         self._listed = False
         self._unjudged: set[str] = set()
+        self._refused: str | None = None
         self.busy = False
         self.parts: dict[str, Part] = {}
 
@@ -139,9 +140,18 @@ class Observer:
     def unstaged(self, version: str) -> None:
         self._staged.discard(version)
 
+    def refused(self, why: str) -> None:
+        """The gateway runs but did not take its routes: it is not well before it does, whatever else it answers."""
+        if why != self._refused:
+            log.warning("the gateway did not take its configuration: %s", why)
+        self._refused = why
+        self._part("gateway", PartState.FAILED, "", why)
+
     def applied(self, routes: tuple[Route, ...], gateway: GatewaySeen) -> None:
         """The gateway confirmed these routes: replicas in them may get requests, the others get none any more."""
         self._gateway_seen = gateway
+        self._refused = None
+        self._part("gateway", PartState.OK, gateway.version)
         now = self._clock.now()
         endpoints = {e for route in routes for target in route.clusters for e in target.endpoints}
         reachable = {e for route in routes for t in route.clusters for e in t.endpoints if t.revision == route.revision}
@@ -194,7 +204,8 @@ class Observer:
         while True:
             try:
                 seen = await self._gateway.observe()
-                self._part("gateway", PartState.OK, seen.version)
+                if self._refused is None:
+                    self._part("gateway", PartState.OK, seen.version)
                 changed = self._gateway_seen is None or seen.applied != self._gateway_seen.applied
                 emptied = self._gateway_seen is not None and seen.active != self._gateway_seen.active
                 self._gateway_seen = seen

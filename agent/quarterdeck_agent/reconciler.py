@@ -179,7 +179,7 @@ class Reconciler:
                 self._applied = (resources.digest, current)
                 self._parts.observer.applied(current, seen)
         except AgentError as error:
-            log.warning("the gateway did not take its configuration: %s", error.detail)
+            self._parts.observer.refused(error.detail)
             await asyncio.sleep(PAUSE_AFTER_FAILURE)
         except Exception:
             log.exception("configuring the gateway failed")

@@ -272,3 +272,20 @@ def test_a_replica_counts_as_sent_nothing_only_once_the_gateway_has_confirmed_th
             assert only(observer).unrouted_since is None
 
     asyncio.run(check())
+
+
+def test_a_gateway_that_refuses_its_routes_is_not_well_until_it_takes_them() -> None:
+    async def check() -> None:
+        host = Host()
+        async with observing(host) as observer:
+            observer.busy = True
+            await until(lambda: observer.seen().gateway is not None, "it answers")
+            observer.refused("cannot bind 127.0.0.1:8080: Address already in use")
+            host.gateway_seen = GatewaySeen("other")
+            await until(lambda: observer.seen().gateway == host.gateway_seen, "it is asked again, and answers")
+            assert gateway_state(observer) is PartState.FAILED
+            assert "already in use" in observer.parts["gateway"].detail
+            observer.applied((), GatewaySeen("next"))
+            assert gateway_state(observer) is PartState.OK
+
+    asyncio.run(check())

@@ -84,7 +84,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def made(store: Store, host: Pretended) -> Reconciler:
-    observer = SimpleNamespace(seen=host.seen, listed=host.listed, applied=host.confirmed, busy=False)
+    observer = SimpleNamespace(
+        seen=host.seen, listed=host.listed, applied=host.confirmed, refused=host.confirmed, busy=False
+    )
 
     def alive() -> None:
         host.alive += 1
