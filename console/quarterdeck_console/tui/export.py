@@ -54,7 +54,7 @@ def _plain(value: Any) -> str:
         return json.dumps(value)
     text = clean(value)
     words = text.replace("_", "").replace("-", "").replace(" ", "")
-    plain = words.isalnum() and words[0].isalpha() and text == text.strip() and text.casefold() not in _TAKEN
+    plain = words.isalnum() and text[:1].isalpha() and text == text.strip() and text.casefold() not in _TAKEN
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 

@@ -29,7 +29,16 @@ class DeployDialog(PlanDialog):
         if not self._hosts and len(context.fleet.hosts) == 1:
             self._hosts = (context.fleet.hosts[0].name,)
         self._known = self._labels_first(targets)
-        self._version = version or (self._known[0] if self._known else "")
+        self._version = version or self._newest(targets)
+
+    def _newest(self, targets: tuple[m.Target, ...]) -> str:
+        """The newest version of the model, unless that is what runs: then a person has to choose."""
+        running = deployment(self.fleet, targets[0]) if targets else None
+        if running is None:
+            return ""
+        model = running.label.partition(":")[0]
+        newest = next((label for label in labels(self.fleet) if label.partition(":")[0] == model), "")
+        return newest if newest != running.label else ""
 
     def _labels_first(self, targets: tuple[m.Target, ...]) -> tuple[str, ...]:
         """Labels of the same model first, newest first, what runs already last among them."""

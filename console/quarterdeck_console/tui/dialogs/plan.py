@@ -80,7 +80,7 @@ class PlanDialog(ModalScreen[m.Wish | None]):
             yield Field("", "dialog-name")
             with Horizontal(id="dialog-answers"):
                 yield Label(id="dialog-yes")
-                yield Choice("No", "no")
+                yield Choice("[ No ]", "no")
 
     def on_mount(self) -> None:
         self.query_one("#dialog-name-field").display = False
@@ -112,7 +112,9 @@ class PlanDialog(ModalScreen[m.Wish | None]):
         if event.wish is not self._asked:
             return
         self._previews = event.previews
-        self.query_one("#plan", Label).show(plan(event.wish.targets, event.previews))
+        self.query_one("#plan", Label).show(
+            plan(event.wish.targets, event.previews, self.query_one("#dialog-plan").size.width - 1)
+        )
         self._show_answers()
 
     def _show_answers(self) -> None:

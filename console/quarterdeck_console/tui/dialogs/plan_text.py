@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 
 from textual.content import Content
 
 from quarterdeck_agent.protocol import Preview
 from quarterdeck_console import views
+from quarterdeck_console.clean import clean_line
 from quarterdeck_console.errors import ConsoleError
 from quarterdeck_console.tui import words
 from quarterdeck_console.tui.messages import Target
@@ -16,22 +18,26 @@ from quarterdeck_console.views import Severity
 NAME = 12
 
 
-def plan(targets: Sequence[Target], previews: Sequence[Preview | ConsoleError]) -> Content:
-    """What would happen on each target, or why that is not known."""
+def plan(targets: Sequence[Target], previews: Sequence[Preview | ConsoleError], width: int) -> Content:
+    """What would happen on each target, or why that is not known, in lines of at most `width` columns."""
     parts: list[Content] = []
     for target, preview in zip(targets, previews, strict=True):
         if len(targets) > 1:
             parts.append(words.line(f"{target.name} on {target.host}", "bold"))
-        parts += _refused(preview) if isinstance(preview, ConsoleError) else _lines(preview)
+        pairs = _refused(preview) if isinstance(preview, ConsoleError) else _lines(preview)
+        parts += [line for pair in pairs for line in _wrapped(*pair, width)]
     return words.lines(parts)
 
 
-def _refused(error: ConsoleError) -> list[Content]:
+Pair = tuple[str, str, Severity]
+
+
+def _refused(error: ConsoleError) -> list[Pair]:
     lines = [_pair("✖ refused", error.detail, Severity.BAD)]
     return [*lines, _pair("", error.hint, Severity.MUTED)] if error.hint else lines
 
 
-def _lines(preview: Preview) -> list[Content]:
+def _lines(preview: Preview) -> list[Pair]:
     lines = [_pair("handover", f"{preview.handover}: {preview.why}"), _pair("expected", pause(preview.expected_pause))]
     for index, change in enumerate(preview.changes or ()):
         lines.append(_pair("changes" if index == 0 else "", views.change(change), Severity.BUSY))
@@ -49,5 +55,10 @@ def pause(seconds: float | None) -> str:
     return f"requests wait about {views.duration(seconds)}; none is refused while there is room to wait"
 
 
-def _pair(name: str, value: str, meaning: Severity = Severity.PLAIN) -> Content:
-    return words.joined((f"{name:<{NAME}}", Severity.MUTED), (value, meaning))
+def _pair(name: str, value: str, meaning: Severity = Severity.PLAIN) -> Pair:
+    return name, value, meaning
+
+
+def _wrapped(name: str, value: str, meaning: Severity, width: int) -> Iterator[Content]:
+    for index, text in enumerate(textwrap.wrap(clean_line(value), max(20, width - NAME)) or [""]):
+        yield words.joined((f"{'' if index else name:<{NAME}}", Severity.MUTED), (text, meaning))

@@ -61,7 +61,7 @@ def _deployment(host: HostState, each: DeploymentStatus, traffic: Sequence[Traff
     lost = host.connection == "lost"
     rate, errors, held = _sum(t.rate for t in traffic), _sum(t.errors for t in traffic), _sum(t.held for t in traffic)
     live = next((t for t in traffic if t.revision == each.live_revision), None)
-    state = Cell(f"? unreachable, last: {_state(each, now).text}", Severity.BAD) if lost else _state(each, now)
+    state = Cell(f"? unreachable; was {_state(each, now).text}", Severity.BAD) if lost else _state(each, now)
     share = None if errors is None or rate is None else errors / (rate + errors) if rate + errors else 0.0
     revision = each.live_revision if each.live_revision is not None else each.wanted_revision
     wrong = "?" if lost else None
@@ -158,7 +158,7 @@ def host_columns(gpus: int) -> tuple[Column, ...]:
 def gpus_that_fit(fleet: FleetState, width: int) -> int:
     """How many GPUs are shown side by side: as many as any host has, as far as there is room; below two, none."""
     most = max((len(host.status.gpus) for host in fleet.hosts.values() if host.status is not None), default=0)
-    room = (width - HOST - CPU - MEMORY - DISK - 8) // (GPU + 1)
+    room = (width - HOST - CPU - MEMORY - DISK - 7) // (GPU + 1)
     return min(most, room) if room >= min(2, most) else 0
 
 

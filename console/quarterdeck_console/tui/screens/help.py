@@ -30,29 +30,46 @@ class HelpScreen(ModalScreen[None]):
     ]
     DEFAULT_CSS = """
     HelpScreen { align: center middle; }
-    HelpScreen > VerticalScroll { width: 78; max-width: 100%; max-height: 90%; height: auto; border: round $primary;
+    HelpScreen > VerticalScroll { width: 98; max-width: 100%; max-height: 90%; height: auto; border: round $primary;
         background: $surface; padding: 0 1; }
     """
 
     def __init__(self, title: str, keys: Sequence[tuple[str, str]]) -> None:
         super().__init__()
-        self._title, self._keys = title, keys
+        self._caption, self._keys = title, keys
 
     def compose(self) -> ComposeResult:
-        shown: list[Content] = [words.line(self._title, "bold"), Content("")]
-        width = max((len(key) for key, _ in self._keys), default=8)
-        for key, description in (*self._keys, ("", ""), *GRAMMAR):
-            shown.append(words.joined((key.rjust(width) + "  ", "bold $text-accent"), (description, "")))
+        shown: list[Content] = [words.line(self._caption, "bold"), Content("")]
+        shown += _columns(self._keys, 2 if self.app.size.width >= 100 else 1)
+        shown.append(Content(""))
+        shown += [words.joined((f"{key:>10}  ", "bold $text-accent"), (said, "")) for key, said in GRAMMAR]
         shown += [Content(""), words.line("keys can be changed in console.toml, see the table [keys]", Severity.MUTED)]
         with VerticalScroll():
             yield Label(words.lines(shown))
 
 
+def _columns(keys: Sequence[tuple[str, str]], count: int) -> list[Content]:
+    """The keys side by side, read down first."""
+    width = max((len(key) for key, _ in keys), default=8)
+    height = -(-len(keys) // count)
+    lines = []
+    for row in range(height):
+        parts: list[tuple[str, str]] = []
+        for key, description in keys[row::height]:
+            parts += [(f"{key:>{width}}  ", "bold $text-accent"), (f"{description:<34}", "")]
+        lines.append(words.joined(*parts))
+    return lines
+
+
 def keys_of(screen: Screen[object]) -> list[tuple[str, str]]:
-    """All keys of every enabled binding of a screen and what they do, one line for each action."""
-    found: dict[str, tuple[list[str], str]] = {}
+    """All keys of every enabled binding of ours on a screen and what they do: what only this view has comes first."""
+    found: dict[str, tuple[int, list[str], str]] = {}
     for _, binding, enabled, _ in screen.active_bindings.values():
-        if enabled and binding.description and not binding.system:
-            keys, _ = found.setdefault(binding.action, ([], binding.description))
-            keys.append(screen.app.get_key_display(binding))
-    return [(" ".join(keys), description[:1].upper() + description[1:]) for keys, description in found.values()]
+        if enabled and binding.description and binding.id:
+            area = binding.id.partition(".")[0]
+            rank = {"view": 2, "table": 1}.get(area, 0)
+            found.setdefault(binding.action, (rank, [], binding.description))[1].append(
+                screen.app.get_key_display(binding)
+            )
+    ordered = sorted(found.values(), key=lambda each: each[0])
+    return [(" ".join(keys), said[:1].upper() + said[1:]) for _, keys, said in ordered]

@@ -18,7 +18,7 @@ class Choice(Label, can_focus=True):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter,space", "pick", "Pick", show=False, id="choice.pick")]
     DEFAULT_CSS = """
-    Choice { width: auto; height: 1; padding: 0 1; background: $boost; }
+    Choice { width: auto; height: 1; background: $boost; }
     Choice:focus { background: $primary; color: $background; text-style: bold; }
     """
 

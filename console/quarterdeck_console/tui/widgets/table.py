@@ -26,6 +26,9 @@ from quarterdeck_console.views import Cell
 
 Key = tuple[str, ...]
 
+MARK = 1
+"""Columns on the left for the cursor and the selection."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -307,7 +310,7 @@ class Table(ScrollView, can_focus=True):
                 self.action_choose()
 
     def _sort_at(self, x: int) -> None:
-        at = 0
+        at = MARK
         for index, width in self._layout().shown:
             if at <= x <= at + width:
                 key = self.columns[index].key
@@ -335,7 +338,7 @@ class Table(ScrollView, can_focus=True):
 
     def _layout(self) -> _Shape:
         """Which columns fit: the most droppable go first, and the growing one takes what is left."""
-        width = max(10, self.size.width - 1)
+        width = max(10, self.size.width - 1 - MARK)
         if self._shape.width == width:
             return self._shape
         kept = list(range(len(self.columns)))
@@ -378,7 +381,7 @@ class Table(ScrollView, can_focus=True):
     def _header(self, width: int) -> Strip:
         style = self.get_component_rich_style("table--header")
         chosen = self.get_component_rich_style("table--sorted")
-        segments = []
+        segments = [Segment(" " * MARK, style)]
         for index, size in self._layout().shown:
             column = self.columns[index]
             mark = ("▼" if self.descending else "▲") if column.key == self.sort_column else ""
@@ -389,9 +392,11 @@ class Table(ScrollView, can_focus=True):
         return Strip(segments).adjust_cell_length(width, style)
 
     def _row(self, row: Line, cursor: bool, selected: bool, width: int) -> Strip:
-        segments = []
-        gap = Segment(" ", self._style("plain", cursor, selected, row.faded))
-        note, used = row.note, 0
+        plain = self._style("plain", cursor, selected, row.faded)
+        # Without colour the cursor and the selection have to be seen too.
+        segments = [Segment("✓" if selected else "▌" if cursor and self.has_focus else " ", plain)]
+        gap = Segment(" ", plain)
+        note, used = row.note, MARK
         for index, size in self._layout().shown:
             cell = row.cells[index]
             if note is not None and index >= note[0]:
@@ -412,11 +417,12 @@ class Table(ScrollView, can_focus=True):
         found = self._styles.get((meaning, cursor, selected, faded))
         if found is None:
             name = "muted" if faded and meaning != "bad" else meaning
-            found = self.rich_style + self.get_component_rich_style(f"table--{name}", partial=True)
+            found = self.get_component_rich_style(f"table--{name}")
             if selected:
-                found += self.get_component_rich_style("table--selected", partial=True)
+                found += Style(bgcolor=self.get_component_rich_style("table--selected").bgcolor)
             if cursor:
-                found += self.get_component_rich_style("table--cursor", partial=True)
+                over = self.get_component_rich_style("table--cursor")
+                found += Style(bgcolor=over.bgcolor, bold=over.bold, reverse=over.reverse)
             self._styles[(meaning, cursor, selected, faded)] = found
         return found
 

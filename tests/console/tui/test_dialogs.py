@@ -1,0 +1,268 @@
+"""Dialogs: the plan before the question, No by default, `y` or nothing, names for protected hosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from quarterdeck_agent import protocol as p
+from quarterdeck_console.errors import Conflict
+from quarterdeck_console.tui.messages import Target
+from tests.console.simulation import Simulation, fleet_file
+from tests.console.tui.driving import Driver, drive
+
+HOSTS = ("gpu-a1", "gpu-a2", "gpu-b1", "cpu-c1")
+OPEN: list[tuple[tuple[str, ...], str]] = [
+    (("j", "j", "D"), "y deploy"),
+    (("j", "j", "R"), "y roll back"),
+    (("j", "j", "C", "down"), "y scale"),
+    (("j", "j", "T"), "y restart"),
+    (("j", "j", "X"), "y stop"),
+    (("colon", *"rm embed", "enter"), "y remove"),
+]
+NAMES = ["deploy", "rollback", "scale", "restart", "stop", "remove"]
+
+
+async def opened(d: Driver, keys: tuple[str, ...], ready: str) -> None:
+    """Open a dialog and wait for its plan."""
+    await d.press(*keys)
+    await d.shows(ready)
+
+
+async def asked(d: Driver) -> list[Any]:
+    """The changes that were asked for, after everything that was pressed has had its effect."""
+    await d.until(lambda: not d.app.screen.is_modal, "the dialog is closed")
+    await d.pilot.pause(0.05)
+    return d.simulation.changes()
+
+
+@pytest.mark.parametrize(("keys", "ready"), OPEN, ids=NAMES)
+def test_no_changes_nothing(keys: tuple[str, ...], ready: str) -> None:
+    async def story(d: Driver) -> None:
+        for no in ("escape", "n", "enter", "space"):
+            await d.press("g")
+            await opened(d, keys, ready)
+            while d.app.focused is not None and d.app.focused.id != "no":
+                await d.press("enter")
+            await d.press(no)
+            assert not await asked(d), no
+
+    drive(story)
+
+
+@pytest.mark.parametrize(("keys", "ready"), OPEN, ids=NAMES)
+def test_enter_as_often_as_you_like_never_confirms(keys: tuple[str, ...], ready: str) -> None:
+    async def story(d: Driver) -> None:
+        await opened(d, keys, ready)
+        await d.press(*["enter"] * 12)
+        await d.pilot.pause(0.05)
+        assert not d.simulation.changes()
+
+    drive(story)
+
+
+@pytest.mark.parametrize(("keys", "ready"), OPEN, ids=NAMES)
+def test_y_does_it_with_the_generation_of_the_plan(keys: tuple[str, ...], ready: str) -> None:
+    kind = NAMES[OPEN.index((keys, ready))]
+
+    async def story(d: Driver) -> None:
+        await opened(d, keys, ready)
+        while d.app.focused is not None and d.app.focused.id != "no":
+            await d.press("enter")
+        await d.press("y")
+        found = await d.until(d.simulation.changes, "the change is asked for")
+        wish, target = found[0]
+        assert (wish.kind, target) == (kind, Target("gpu-a2", "embed") if kind != "remove" else target)
+        assert wish.generations == (8,)
+        await d.shows("succeeded")
+
+    drive(story)
+
+
+def test_y_typed_into_a_field_is_a_letter() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "j", "D"), "y deploy")
+        await d.press("y")
+        assert d.app.screen.is_modal
+        assert not d.simulation.changes()
+
+    drive(story)
+
+
+def test_the_plan_and_the_command_are_shown_before_the_question() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("j", "D")
+        await d.press(*["tab"] * 5, *"freed")
+        await d.shows("hold: needs 38 GiB on one GPU")
+        for text in (
+            "requests wait about 25.0 s",
+            "reranker:2.0 → reranker:2.1",
+            "reranker:2.0 starts again",
+            "[ No ]",
+        ):
+            assert text in d.text, text
+
+    async def command(d: Driver) -> None:
+        await d.press("j", "D")
+        await d.press(*["tab"] * 4, "down", "down", "down")
+        await d.shows("--handover hold")
+        assert "qd deploy" in d.text
+
+    drive(story, size=(100, 40))
+    drive(command, size=(100, 40))
+
+
+def test_a_plan_that_is_not_there_yet_cannot_be_confirmed() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("j", "j", "C")
+        await d.shows("is what is wanted already")
+        await d.press("enter", "y")
+        await d.pilot.pause(0.05)
+        assert d.app.screen.is_modal
+        assert not d.simulation.changes()
+
+    drive(story)
+
+
+def test_a_refused_plan_says_why_and_cannot_be_confirmed() -> None:
+    refused = Conflict("embed is being removed", host="gpu-a2", hint="wait until it is gone")
+    simulation = Simulation(previews={Target("gpu-a2", "embed"): refused})
+
+    async def story(d: Driver) -> None:
+        await d.press("j", "j", "T")
+        await d.shows("✖ refused   embed is being removed")
+        assert "wait until it is gone" in d.text
+        assert "nothing can be done" in d.text
+        await d.press("y")
+        assert d.app.screen.is_modal
+        assert not d.simulation.changes()
+
+    drive(story, simulation=simulation)
+
+
+def test_of_many_targets_those_whose_plan_is_refused_are_left_out() -> None:
+    simulation = Simulation(previews={Target("gpu-a1", "llama-chat"): Conflict("busy")})
+
+    async def story(d: Driver) -> None:
+        await d.press("space", "j", "space", "T")
+        await d.shows("✖ refused   busy")
+        await d.press("y")
+        found = await d.until(d.simulation.changes, "the other is restarted")
+        assert [target for _, target in found] == [Target("gpu-a2", "embed")]
+
+    drive(story, simulation=simulation, size=(120, 40))
+
+
+@pytest.mark.parametrize(("keys", "ready"), OPEN[1:5], ids=NAMES[1:5])
+def test_a_protected_host_wants_its_name_typed(keys: tuple[str, ...], ready: str) -> None:
+    async def story(d: Driver) -> None:
+        await d.press(*keys)
+        await d.shows("type gpu-a2 to confirm: it is protected")
+        while d.app.focused is not None and d.app.focused.id != "no":
+            await d.press("tab")
+        await d.press("y")
+        assert not d.simulation.changes()
+        assert d.app.focused is not None
+        assert d.app.focused.id == "dialog-name"
+        await d.type("gpu-a")
+        await d.press("enter", "y", "shift+tab")
+        assert not d.simulation.changes()
+        assert "y needs the name" in d.text
+        await d.type("2")
+        await d.shows(ready)
+        assert not d.simulation.changes(), "the name alone confirms nothing"
+        await d.press("y")
+        await d.until(d.simulation.changes, "the change is asked for")
+
+    drive(story, fleet=fleet_file(HOSTS, protected=("gpu-a2",)), size=(120, 40))
+
+
+def test_rolling_back_is_one_key_to_the_revision_before_and_the_plan_is_the_difference() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("j", "j", "R")
+        await d.shows("embed:1.2 → embed:1.1")
+        assert "qd rollback embed --host gpu-a2" in d.text
+        await d.press("y")
+        wish, _ = (await d.until(d.simulation.changes, "the rollback is asked for"))[0]
+        assert wish.request == p.RollbackRequest()
+
+    drive(story)
+
+
+def test_another_revision_can_be_chosen_to_roll_back_to() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("j", "j", "R")
+        await d.shows("↑ ↓ choose another")
+        await d.press("shift+tab", "down", "down")
+        await d.shows("qd rollback embed --to 6 --host gpu-a2")
+        await d.shows("y roll back")
+        assert "embed:1.2," in d.text
+        await d.press("enter", "y")
+        wish, _ = (await d.until(d.simulation.changes, "the rollback is asked for"))[0]
+        assert wish.request == p.RollbackRequest(to=6)
+
+    drive(story)
+
+
+def test_deploy_offers_the_newest_version_of_the_model_first() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "j", "D"), "Deploy embed:1.3 to gpu-a2")
+        await d.press("down")
+        await d.shows("Deploy embed:1.1 to gpu-a2")
+        await d.shows("qd deploy embed:1.1 --host gpu-a2")
+
+    drive(story)
+
+
+def test_deploy_goes_to_all_hosts_that_are_named_and_says_what_is_missing_there() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "j", "D"), "y deploy")
+        await d.press("tab", "tab")
+        await d.type(" gpu-b*")
+        await d.shows("qd deploy embed:1.3 --host gpu-a2 --host gpu-b1")
+        assert "not on gpu-b1: push it there first" in d.text
+        await d.press(*["backspace"] * 7)
+        await d.type(" nowhere")
+        await d.shows("no host matches 'nowhere'")
+
+    drive(story, size=(120, 40))
+
+
+def test_a_dialog_can_be_used_on_the_smallest_terminal() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "j", "D"), "y deploy")
+        for text in ("version", "hosts", "if it fails", "qd deploy embed:1.3 --host gpu-a2", "[ No ]"):
+            assert text in d.text, text
+
+    drive(story, size=(80, 24))
+
+
+def test_figures_go_on_behind_a_dialog_and_a_lost_host_does_not_close_it() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "j", "R"), "y roll back")
+        d.simulation.lose("gpu-b1")
+        await d.shows("○ 1 lost")
+        assert d.app.screen.is_modal
+
+    drive(story)
+
+
+def test_a_change_that_fails_is_told_with_what_to_do() -> None:
+    from collections.abc import AsyncGenerator
+
+    from quarterdeck_console.errors import ChangeFailed
+    from quarterdeck_console.tui.messages import Wish
+
+    class Failing(Simulation):
+        async def change(self, wish: Wish, target: Target) -> AsyncGenerator[p.Operation, None]:
+            async for each in super().change(wish, target):
+                yield each
+            raise ChangeFailed("golden request 2 of 5 differs", hint="see qd logs embed")
+
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "j", "R"), "y roll back")
+        await d.press("y")
+        await d.shows("rollback embed on gpu-a2: golden request 2 of 5 differs (see qd logs embed)")
+
+    drive(story, simulation=Failing())
