@@ -228,7 +228,8 @@ class Observer:
 
     async def _pause(self, event: asyncio.Event, seconds: float) -> None:
         try:
-            await asyncio.wait_for(event.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for loses a cancellation that comes as the event is set
+                await event.wait()
         except TimeoutError:
             return
         event.clear()

@@ -95,7 +95,8 @@ class Reconciler:
 
     async def _rest(self, seconds: float) -> None:
         try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):  # wait_for loses a cancellation that comes as the event is set
+                await self._wake.wait()
         except TimeoutError:
             return
         finally:

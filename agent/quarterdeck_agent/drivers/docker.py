@@ -122,7 +122,8 @@ class DockerEngine:
             raise EngineUnresponsive(f"Docker at {self._base_url} did not {what}: an earlier call still hangs.")
         future = self._threads.submit(functools.partial(self._guarded, what, work))
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), deadline)
+            async with asyncio.timeout(deadline):  # wait_for loses a cancellation that comes with the answer
+                return await asyncio.wrap_future(future)
         except TimeoutError:
             self._late.add(future)
             raise EngineUnresponsive(

@@ -121,7 +121,8 @@ class ProcessEngine:
 
     async def _call(self, what: str, work: Callable[[], T], deadline: float) -> T:
         try:
-            return await asyncio.wait_for(asyncio.to_thread(work), deadline)
+            async with asyncio.timeout(deadline):  # wait_for loses a cancellation that comes with the answer
+                return await asyncio.to_thread(work)
         except TimeoutError:
             raise EngineUnresponsive(f"Could not {what} within {deadline:g} s: the disk may hang.") from None
         except OSError as error:

@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.drivers.base import Engine, Found, Gateway, GatewaySeen, Inventory, Life, RoutingResources
 from quarterdeck_agent.drivers.probe import ProbeResult
@@ -287,5 +289,23 @@ def test_a_gateway_that_refuses_its_routes_is_not_well_until_it_takes_them() -> 
             assert "already in use" in observer.parts["gateway"].detail
             observer.applied((), GatewaySeen("next"))
             assert gateway_state(observer) is PartState.OK
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_ending_the_observer_is_never_lost_on_a_look_that_was_just_asked_for(turns: int) -> None:
+    async def check() -> None:
+        observer = Host().observer()
+        task = asyncio.create_task(observer.run())
+        await until(lambda: observer.listed, "it pauses between two looks")
+        await asyncio.sleep(0.02)
+        observer.look()
+        for _ in range(turns):  # at one of these moments the look is granted and not yet taken
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=3)
+        task.cancel()
+        assert done
 
     asyncio.run(check())
