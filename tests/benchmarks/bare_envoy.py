@@ -1,10 +1,10 @@
-"""As little as an Envoy can be told, everything else as Envoy has it by itself: what our configuration is compared with."""
+"""As little as an Envoy can be told, everything else as it has it by itself: what our configuration is compared with."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ ROUTES = f"{TYPES}.config.route.v3.RouteConfiguration"
 _FILTERS = f"{TYPES}.extensions.filters"
 
 
-def routes(action: Json) -> Json:
+def routes(action: Mapping[str, object]) -> Json:
     """One route for everything."""
     return {
         "name": "all",
@@ -26,7 +26,7 @@ def routes(action: Json) -> Json:
     }
 
 
-def bootstrap(port: int, routing: Json, upstream: int | None = None) -> Json:
+def bootstrap(port: int, routing: Mapping[str, object], upstream: int | None = None) -> Json:
     """A listener on loopback with this `routing`, and a cluster `up` where there is an upstream."""
     manager = {
         "@type": f"{_FILTERS}.network.http_connection_manager.v3.HttpConnectionManager",
@@ -40,7 +40,10 @@ def bootstrap(port: int, routing: Json, upstream: int | None = None) -> Json:
         "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
     }
     clusters = [] if upstream is None else [_cluster(upstream)]
-    return {"node": {"id": "bare", "cluster": "bare"}, "static_resources": {"listeners": [listener], "clusters": clusters}}
+    return {
+        "node": {"id": "bare", "cluster": "bare"},
+        "static_resources": {"listeners": [listener], "clusters": clusters},
+    }
 
 
 def _cluster(port: int) -> Json:

@@ -45,8 +45,7 @@ def measure(folder: Path) -> Sequence[Figure]:
                 runs.append(_docker_run(image, network, f"{subnet}.{10 + number}"))
         finally:
             docker("network", "rm", network, check=False)
-    against = f"docker run {middle(runs) * 1000:.0f} ms (lowest {min(runs) * 1000:.0f}), a deploy {middle(deploys) * 1000:.0f} ms (lowest {min(deploys) * 1000:.0f})"
-    ratio = middle(deploys) / middle(runs)
+    against = f"docker run {_told(runs)}, a deploy {_told(deploys)}"
     return [
         median(
             "deploy of a container ÷ docker run, in pairs",
@@ -57,6 +56,10 @@ def measure(folder: Path) -> Sequence[Figure]:
         ),
         Figure("deploy of a container ÷ docker run, lowest of each", min(deploys) / min(runs), baseline=against),
     ]
+
+
+def _told(seconds: Sequence[float]) -> str:
+    return f"{middle(seconds) * 1000:.0f} ms (lowest {min(seconds) * 1000:.0f})"
 
 
 def _deploy(host: Agent, name: str) -> float:

@@ -46,7 +46,7 @@ def finished(host: Agent, operation: Mapping[str, Any], deadline: float = 90.0) 
 
 
 def first_answer(address: tuple[str, int], path: str, deadline: float = 30.0) -> float:
-    """When `GET path` was first answered with 200, on the clock of `time.perf_counter`; asked every half millisecond."""
+    """When `GET path` was first answered with 200, by `time.perf_counter`; it is asked every half millisecond."""
     request = f"GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n".encode()
     ends = time.perf_counter() + deadline
     while time.perf_counter() < ends:

@@ -17,6 +17,7 @@ SECONDS = 60.0
 SETTLE = 8.0
 """Seconds after the last change before anything is measured: probes and lists go at their idle pace by then."""
 
+
 def measure(folder: Path) -> Sequence[Figure]:
     """Both agents over the same minute."""
     with ExitStack() as ending:
@@ -61,6 +62,6 @@ def _all_ready(host: Agent) -> None:
 
     def ready() -> bool:
         _, status = host.api("GET", "/v1/status")
-        return sum(d["replicas_ready"] for d in status["deployments"]) == REPLICAS
+        return bool(sum(d["replicas_ready"] for d in status["deployments"]) == REPLICAS)
 
     until(ready, f"all {REPLICAS} replicas are ready", 5)

@@ -46,9 +46,9 @@ def measure(folder: Path) -> Sequence[Figure]:
         for number in range(ROUNDS):
             bundle = trivial_bundle(folder / "bundle", "large", str(number))
             weights = bundle / "weights.bin"
-            rates.disk.append(_rate(lambda: _write(weights, sync=True)))
-            rates.hashing.append(_rate(lambda: _hash(weights)))
-            rates.sendfile.append(_rate(lambda: _send(weights)))
+            rates.disk.append(_rate(_write, weights))
+            rates.hashing.append(_rate(_hash, weights))
+            rates.sendfile.append(_rate(_send, weights))
             before = memory(host.pid)
             upload, push = _push(host, bundle)
             rates.upload.append(SIZE / 1e6 / upload)
@@ -72,7 +72,9 @@ def measure(folder: Path) -> Sequence[Figure]:
             note=_bound_by_disk(rates),
         ),
         median("push of 2 GB: hashing in `qd` included", rates.push, "MB/s", baseline=against),
-        Figure("push of 2 GB: growth of the agent", max(growth), "MiB", at_most=GROWTH, baseline=f"{before:.0f} MiB before"),
+        Figure(
+            "push of 2 GB: growth of the agent", max(growth), "MiB", at_most=GROWTH, baseline=f"{before:.0f} MiB before"
+        ),
     ]
 
 
@@ -83,21 +85,20 @@ def _bound_by_disk(rates: Rates) -> str:
     return f"this disk takes {disk:,.0f} MB/s when every byte has to be durable: no push can be faster than that"
 
 
-def _rate(work: Callable[[], None]) -> float:
+def _rate(work: Callable[[Path], None], path: Path) -> float:
     began = time.perf_counter()
-    work()
+    work(path)
     return SIZE / 1e6 / (time.perf_counter() - began)
 
 
-def _write(path: Path, *, sync: bool) -> None:
+def _write(path: Path) -> None:
     """Bytes that were never there before, so that no push finds them on the host."""
     block = os.urandom(BLOCK)
     with path.open("wb", buffering=0) as file:
         left = SIZE
         while left:
             left -= file.write(block[: min(left, BLOCK)])
-        if sync:
-            os.fsync(file.fileno())
+        os.fsync(file.fileno())
 
 
 def _hash(path: Path) -> None:

@@ -38,11 +38,14 @@ def measure(folder: Path) -> Sequence[Figure]:
     against = f"a call that changes nothing {no_op * 1000:.1f} ms, Envoy's own switch {envoy * 1000:.1f} ms"
     milliseconds = [value * 1000 for value in seconds]
     return [
-        median(
-            "warm rollback", milliseconds, "ms", at_most=BOUND * 1000, baseline=against, needs_quiet=True
-        ),
+        median("warm rollback", milliseconds, "ms", at_most=BOUND * 1000, baseline=against, needs_quiet=True),
         Figure(
-            "warm rollback: the slowest", max(milliseconds), "ms", at_most=BOUND * 1000, baseline=against, needs_quiet=True
+            "warm rollback: the slowest",
+            max(milliseconds),
+            "ms",
+            at_most=BOUND * 1000,
+            baseline=against,
+            needs_quiet=True,
         ),
         Figure(
             "warm rollback: failed requests",
@@ -74,7 +77,7 @@ def _rollback(host: Agent, load: Load, version: str) -> float:
 
 @contextmanager
 def own_envoy(folder: Path) -> Iterator[Callable[[int], float]]:
-    """An Envoy that reads its routes from a file; calling what it gives renames a new one there and times the change."""
+    """An Envoy that reads its routes from a file. Calling what it gives replaces that file and times the change."""
     port, path = free_port(), folder / "routes.json"
     folder.mkdir()
 
