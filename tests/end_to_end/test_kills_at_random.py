@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -102,11 +103,25 @@ def test_after_a_reboot_everything_wanted_is_back(host: Agent, tmp_path: Path, o
     gateway = host.gateway_pid()
     assert gateway is not None
     host.kill()
-    # The supervisors first, as a power cut would end all at once.
-    for pid in [*(parent(server) for server in servers(host)), *servers(host), gateway]:
-        os.kill(pid, signal.SIGKILL)
-    until(lambda: not servers(host), "all replicas are gone")
+    os.kill(gateway, signal.SIGKILL)
+    end_replicas(host)
     host.wrapper = shown(other_boot)
+    try:
+        comes_back(host)
+    finally:
+        host.stop()
+        end_replicas(host)  # the rig, which is of this boot, would not take them for its own
+
+
+def end_replicas(host: Agent) -> None:
+    """End all replicas and their supervisors at once, as a power cut would."""
+    for pid in [*(parent(server) for server in servers(host)), *servers(host)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not servers(host), "all replicas are gone")
+
+
+def comes_back(host: Agent) -> None:
     began = time.monotonic()
     host.start()
     until(lambda: host.call("toy")[0] == 200 and host.call("other")[0] == 200, "both answer", 30)
