@@ -65,6 +65,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise Usage(f"{folder} is not a folder", hint=f"a bundle is a folder with {CONFIG_NAME} in it") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Usage(f"{path} is not valid TOML: {error}", field=CONFIG_NAME) from error
+    except RecursionError as error:
+        raise Usage(f"{path} is nested too deeply to be read", field=CONFIG_NAME) from error
     except OSError as error:
         raise Usage(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -112,6 +112,13 @@ def test_a_folder_without_model_toml_is_usage(fleet: Path, tmp_path: Path) -> No
     assert "not valid TOML" in qd(fleet, "push", str(tmp_path)).err
 
 
+def test_a_model_toml_nested_without_end_is_usage_and_no_traceback(fleet: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text('name = "digits"\na = ' + "[" * 3000 + "]" * 3000)
+    ran = qd(fleet, "push", str(tmp_path))
+    assert ran.code == 2
+    assert "nested too deeply" in ran.err and "Traceback" not in ran.err
+
+
 def test_what_cannot_be_part_of_a_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s")
     folder = write_bundle(tmp_path / "b", {"inside": b"x"})

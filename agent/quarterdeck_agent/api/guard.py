@@ -186,5 +186,8 @@ def _check_body_headers(headers: Headers, limit: int | None) -> None:
         raise _too_large(limit)
 
 
+_HINT = "Model files go to /v1/blobs/{sha256}; where a bundle has very many files, raise the setting api.body_size."
+
+
 def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"The body has more than {limit} bytes", hint="Model files go to /v1/blobs/{sha256}.")
+    return TooLarge(f"The body has more than {limit} bytes", hint=_HINT)
