@@ -76,7 +76,7 @@ def agent_says_nothing() -> Any:
 
 
 def test_every_verb_is_compared_or_has_a_test_of_its_own() -> None:
-    elsewhere = {"version", "predict", "demo", "completion"}
+    elsewhere = {"version", "predict", "demo", "completion", "serve"}
     assert {words[0] for words in CALLS.values()} | elsewhere == set(VERBS)
 
 

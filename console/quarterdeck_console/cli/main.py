@@ -42,6 +42,7 @@ SECTIONS = {
         "doctor": "Check hosts and say how to mend what is not well.",
     },
     "Console": {
+        "serve": "The console in a browser on this machine.",
         "demo": "See a model deployed, upgraded, protected and rolled back.",
         "version": "This console's version.",
         "schema": "The JSON Schemas of what --json prints.",

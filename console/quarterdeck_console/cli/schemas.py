@@ -55,6 +55,7 @@ ITEMS: dict[str, dict[str, Any]] = {
         "answer": {},
     },
     "Host": _HOST_FIELDS,
+    "Serving": {"url": TEXT, "read_only": {"type": "boolean"}},
     "Completion": {"shell": TEXT, "script": TEXT},
     "Schema": {},
 }  # fmt: skip
