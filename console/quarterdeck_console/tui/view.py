@@ -70,6 +70,9 @@ class View(Screen[None]):
         """The widgets between band and event line."""
         yield from ()
 
+    def begin(self) -> None:
+        """Called once, when the screen is there. Textual calls `on_mount` of every class by itself: use this instead."""
+
     def show(self, hosts: frozenset[str]) -> None:
         """Show `self.fleet`; `hosts` are those of which anything is new, all of them when the screen is shown again."""
 
@@ -119,6 +122,7 @@ class View(Screen[None]):
         self.show_frame()
         if self.main is not None:
             self.main.focus()
+        self.begin()
 
     def show_fleet(self, fleet: FleetState, hosts: frozenset[str], refresh: float) -> None:
         """The fleet as it is now. Called by the app for the screen that is on top."""

@@ -67,6 +67,9 @@ class PlanDialog(ModalScreen[m.Wish | None]):
         """What can be chosen: `Field`s."""
         yield from ()
 
+    def begin(self) -> None:
+        """Called once, when the dialog is there. Textual calls `on_mount` of every class by itself: use this instead."""
+
     # --- the dialog ------------------------------------------------------------------------------------------------
 
     def compose(self) -> ComposeResult:
@@ -87,6 +90,7 @@ class PlanDialog(ModalScreen[m.Wish | None]):
         self.renew()
         fields = self.query("#dialog-form Entry")
         (fields.first() if fields else self.query_one("#no")).focus()
+        self.begin()
 
     def renew(self) -> None:
         """Something was chosen: the plan is of yesterday."""

@@ -32,8 +32,7 @@ class RollbackDialog(PlanDialog):
     def form(self) -> ComposeResult:
         yield Field("to revision", "to", LAST if self._to is None else str(self._to), [LAST])
 
-    def on_mount(self) -> None:
-        super().on_mount()
+    def begin(self) -> None:
         self.query_one("#no").focus()
         if len(self._targets) == 1:
             self.post_message(m.WantDetail(self, self._targets[0]))

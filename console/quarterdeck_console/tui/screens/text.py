@@ -36,8 +36,7 @@ class TextScreen(View):
         with VerticalScroll(id="text"):
             yield Label(self._coloured(""), id="lines")
 
-    def on_mount(self) -> None:
-        super().on_mount()
+    def begin(self) -> None:
         self.query_one("#text").focus()
 
     def set_filter(self, typed: str) -> None:

@@ -37,7 +37,9 @@ class EventLine(Label):
         if newest is None:
             return
         host, operation = newest
-        said = operation.detail or operation.summary or operation.state.value
+        said = operation.detail or operation.state.value
+        if operation.summary not in ("", f"{operation.kind} {operation.target}"):
+            said = f"{said}: {operation.summary}" if not operation.detail else said
         what = f" {operation.at.astimezone():%H:%M} {operation.by}  {operation.kind} {operation.target} on {host}   "
         self.show(words.joined((what, ""), (f"{symbol(operation.state)} {said}", severity(operation.state))))
 

@@ -1,0 +1,168 @@
+"""The real program on a real pseudo-terminal: what bytes it sends, and what it leaves behind when it is ended."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quarterdeck_agent import protocol as p
+from tests.console.fake_agent import DEPLOYMENT, OPERATION, STATUS, FakeAgent
+from tests.console.running import command, environment, fleet_of
+
+HOSTILE = "[/x][@click=app.quit]x[/]\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202egnp\n"
+LEFT_ON = (b"\x1b[?1049l", b"\x1b[?1000l", b"\x1b[?1006l", b"\x1b[?2004l", b"\x1b[?25h")
+
+
+class Terminal:
+    """The program on its own terminal of 120 by 30, and every byte that it has sent."""
+
+    def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
+        self.process, self._descriptor, self.bytes = process, descriptor, b""
+
+    def read(self, seconds: float = 0.05) -> bool:
+        """Take what is there; false at the end."""
+        ready, _, _ = select.select([self._descriptor], [], [], seconds)
+        if not ready:
+            return True
+        try:
+            self.bytes += os.read(self._descriptor, 1 << 16)
+        except OSError:
+            return False
+        return True
+
+    def until(self, condition: Callable[[bytes], object], what: str, seconds: float = 20.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition(self.bytes):
+            assert time.monotonic() < end, f"not within {seconds:g} s: {what}\n{self.bytes[-3000:]!r}"
+            assert self.read() or condition(self.bytes), f"it ended before {what}\n{self.bytes[-3000:]!r}"
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._descriptor, keys)
+
+    def ended(self, seconds: float = 20.0) -> int:
+        """Its exit code, with everything read that it sent."""
+        end = time.monotonic() + seconds
+        while self.read() and self.process.poll() is None:
+            assert time.monotonic() < end, "it does not end"
+        while self.read(0.2) and select.select([self._descriptor], [], [], 0)[0]:
+            pass
+        return self.process.wait(5)
+
+    @property
+    def text(self) -> str:
+        """What it wrote, without the sequences that move the cursor and colour."""
+        return re.sub(r"\x1b(\[[0-9;?<>=$]*[a-zA-Z]|\][^\x07]*\x07|[()=>].?)", "", self.bytes.decode(errors="replace"))
+
+
+@contextmanager
+def terminal(fleet: Path, *arguments: str, **extra: str) -> Iterator[Terminal]:
+    """`qd` without a verb, on a terminal."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    surroundings = environment(fleet, {"TERM": "xterm-256color", "QUARTERDECK_CONSOLE": "/nonexistent", **extra})
+    process = subprocess.Popen(
+        command(*arguments), stdin=slave, stdout=slave, stderr=slave, env=surroundings, start_new_session=True
+    )
+    os.close(slave)
+    try:
+        yield Terminal(process, master)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        os.close(master)
+
+
+def test_without_a_verb_the_console_opens_and_q_ends_it_cleanly(fleet: Path) -> None:
+    with terminal(fleet) as t:
+        t.until(lambda sent: b"digits" in sent, "the deployment is shown")
+        t.press(b"q")
+        assert t.ended() == 0
+        assert all(reset in t.bytes for reset in LEFT_ON)
+
+
+def test_the_first_frame_comes_also_when_no_host_ever_answers(tmp_path: Path) -> None:
+    with FakeAgent(tmp_path / "box", stall=True) as agent, terminal(fleet_of(tmp_path, agent)) as t:
+        t.until(lambda sent: b"Quarterdeck" in sent and b"connecting" in sent, "the first frame")
+        t.press(b"q")
+        assert t.ended() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(fleet: Path, number: signal.Signals) -> None:
+    with terminal(fleet) as t:
+        t.until(lambda sent: b"digits" in sent, "the console is there")
+        t.process.send_signal(number)
+        assert t.ended() == 128 + number
+        for reset in LEFT_ON:
+            assert reset in t.bytes, reset
+
+
+def test_names_made_to_harm_a_terminal_reach_it_as_visible_text(tmp_path: Path) -> None:
+    evil = replace(
+        DEPLOYMENT, name=HOSTILE, label=HOSTILE, by=HOSTILE, summary=HOSTILE, state=p.DeploymentState.DEGRADED
+    )
+    status = replace(
+        STATUS, deployments=(evil,), operations=(replace(OPERATION, target=HOSTILE, by=HOSTILE, detail=HOSTILE),),
+        parts=(p.Part("nvml", p.PartState.FAILED, STATUS.parts[0].since, detail=HOSTILE),),
+        gpus=(p.Gpu(0, HOSTILE, HOSTILE),), traffic=(),
+    )  # fmt: skip
+    with FakeAgent(tmp_path / "box", status=status) as agent, terminal(fleet_of(tmp_path, agent)) as t:
+        t.until(lambda sent: b"[@click=app.quit]x[/]" in sent, "the name is shown as it is written")
+        for keys in (
+            b"y",
+            b"\x1b",
+            b"J",
+            b"\x1b",
+            b"R",
+            b"\x1b",
+            b":logs ",
+            b"\x1b",
+            b"/[/x]\r",
+            b"\x1b",
+            b"?",
+            b"\x1b",
+        ):
+            t.press(keys)
+            for _ in range(6):
+                t.read(0.05)
+        assert t.process.poll() is None, "it still runs"
+        for wrong in (b"\x1b]52", b"ZXZpbA==\x07", b"\x1b[2J\x9b", "\u202e".encode(), b"\xc2\x9b"):
+            assert wrong not in t.bytes, wrong
+        t.press(b"\x1b\x1bq")
+
+
+def test_no_color_counts_only_when_it_is_not_empty(fleet: Path) -> None:
+    def colours(sent: bytes) -> set[bytes]:
+        found = re.findall(rb"38;2;(\d+;\d+;\d+)", sent) + re.findall(rb"38;5;(\d+)", sent)
+        return {each for each in found if len(set(each.split(b";"))) > 1}
+
+    with terminal(fleet, NO_COLOR="", COLORTERM="truecolor") as t:
+        t.until(lambda sent: b"digits" in sent, "the console is there")
+        assert colours(t.bytes), "an empty NO_COLOR means nothing"
+    with terminal(fleet, NO_COLOR="1", COLORTERM="truecolor") as t:
+        t.until(lambda sent: b"digits" in sent, "the console is there")
+        assert not colours(t.bytes), "grey only"
+
+
+def test_a_wrong_file_is_told_in_words_before_the_screen_is_taken(tmp_path: Path, fleet: Path) -> None:
+    wrong = tmp_path / "console.toml"
+    wrong.write_text('[keys]\n"target.deploy" = "ctrl+s"\n')
+    with terminal(fleet, QUARTERDECK_CONSOLE=str(wrong)) as t:
+        assert t.ended() == 2
+        assert "cannot be ctrl+s: it belongs to flow control" in t.text
+        assert b"\x1b[?1049h" not in t.bytes
