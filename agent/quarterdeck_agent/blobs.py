@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -380,6 +380,11 @@ class Blobs:
                     path.unlink()
                     freed += status.st_size
         return freed
+
+    def free(self, digests: Iterable[str]) -> int:
+        """Free these blobs now, but those that are just being uploaded; the bytes freed."""
+        with told(self._folder):
+            return sum(self._drop(self._path(sha256), float("inf")) for sha256 in digests if sha256 != EMPTY)
 
     def _drop(self, path: Path, before: float) -> int:
         seal = self._seal_path(path.name)

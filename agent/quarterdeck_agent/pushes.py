@@ -80,10 +80,13 @@ class Pushes:
         return written
 
     def remove(self, reference: str, by: str, operation: str) -> None:
-        """Forget a version; its bytes are freed later. Raises `NotFound`, `Conflict` while it is in use."""
+        """Forget a version and free the bytes that no other needs. Raises `NotFound`, `Conflict` while it is in use."""
         version = self.store.version(reference)
         removal = NewOperation(operation, "remove-version", version.label, by, f"remove version {version.label}")
         self.store.remove_version(version.id, removal)
+        kept = {file.sha256 for other in self.store.versions() for file in other.files}
+        self.blobs.unstage(version.id)
+        self.blobs.free({file.sha256 for file in version.files} - kept)
         self.written()
 
     def _checked(self, request: PushRequest) -> _Bundle:

@@ -137,3 +137,17 @@ def test_a_removed_version_is_gone_and_its_removal_is_on_record(host: Running) -
     assert client.delete("/v1/versions/digits:1", headers={"operation-id": "op-gone"}).status_code == 204
     assert client.get("/v1/versions/digits:1").status_code == 404
     assert client.get("/v1/operations/op-gone").json()["state"] == "succeeded"
+
+
+def test_removing_a_version_frees_at_once_what_no_other_needs(host: Running) -> None:
+    client = host.client()
+    weights = {number: f"weights of {number}".encode() for number in ("1", "2")}
+    for number, data in weights.items():
+        files = {"handler.py": HANDLER, "README.md": CARD, "weights.bin": data}
+        send(host, *files.values())
+        assert client.post("/v1/versions", json=bundle(files, version=number)).status_code == 201
+    client.delete("/v1/versions/digits:1")
+    held = {
+        data: client.get(f"/v1/blobs/{sha256(data)}").json()["offset"] for data in (HANDLER, CARD, *weights.values())
+    }
+    assert held == {HANDLER: len(HANDLER), CARD: len(CARD), weights["1"]: 0, weights["2"]: len(weights["2"])}
