@@ -66,13 +66,19 @@ class _Count:
     start: bool = True
 
 
-def plan(wanted: WantedDeployment, asks: Resources, seen: Seen, now: float) -> tuple[Step, ...]:
-    """The steps to take now for one deployment; `asks` is what one replica of the target claims."""
-    steps = tuple(_steps(wanted, asks, seen, now))
+def plan(
+    wanted: WantedDeployment, asks: Resources, seen: Seen, now: float, live_asks: Resources | None = None
+) -> tuple[Step, ...]:
+    """The steps to take now for one deployment.
+
+    `asks` is what one replica of the target claims, `live_asks` one of the live revision where that is another: it may
+    have to be started again while its successor is on its way.
+    """
+    steps = tuple(_steps(wanted, asks, live_asks or asks, seen, now))
     return steps if seen.engine_ok else tuple(s for s in steps if not s.needs_engine)
 
 
-def _steps(d: WantedDeployment, asks: Resources, seen: Seen, now: float) -> Iterator[Step]:
+def _steps(d: WantedDeployment, asks: Resources, live_asks: Resources, seen: Seen, now: float) -> Iterator[Step]:
     mine = seen.of(d.name)
     if d.removing and not mine:
         yield Forget()
@@ -85,7 +91,7 @@ def _steps(d: WantedDeployment, asks: Resources, seen: Seen, now: float) -> Iter
         return
     yield from _advance(d, mine, seen, now)
     for body, count in counts.items():
-        yield from _start(d, body, count, asks, seen, now)
+        yield from _start(d, body, count, asks if body == d.target.body else live_asks, seen, now)
     yield from _settle(d, mine, seen, now)
 
 

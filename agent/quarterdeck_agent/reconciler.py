@@ -133,7 +133,10 @@ class Reconciler:
         asks = reporter.known_asks(d.target)
         if asks is None:
             asks = await asyncio.to_thread(reporter.asks, d.target)
-        steps = plan(d, asks, seen, now)
+        live_asks = None
+        if d.live is not None and d.live.body != d.target.body:
+            live_asks = reporter.known_asks(d.live) or await asyncio.to_thread(reporter.asks, d.live)
+        steps = plan(d, asks, seen, now, live_asks)
         if steps:
             task = asyncio.create_task(self._perform(d, steps), name=f"steps of {d.name}")
             self._tasks[d.name] = task

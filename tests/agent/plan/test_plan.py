@@ -275,6 +275,15 @@ def test_gpus_go_to_the_least_claimed_and_emptiest() -> None:
     assert [s.gpus for s in starts] == [("gpu-1",), ("gpu-2",)]
 
 
+def test_a_live_replica_that_ends_during_a_rollout_gets_the_gpus_it_asks_for_itself() -> None:
+    world = deploying(serving(), revision(2, image=""))
+    world.replicas.clear()
+    gpu = Gpu(0, "gpu-0", "x", 80 * GIB, 0)
+    seen = replace(world.seen(), gpus=(gpu,), staged=frozenset({"v-1", "v-2"}))
+    steps = plan(world.d, Resources(), seen, world.now, Resources(gpus=1))
+    assert {step.revision.number: step.gpus for step in steps if isinstance(step, Start)} == {1: ("gpu-0",), 2: ()}
+
+
 def test_crashes_of_another_boot_do_not_count() -> None:
     crashed = revision(1, crashes=tuple(Instant("other boot", float(n)) for n in range(CRASHES_TO_FAIL)))
     assert next_start(crashed, BOOT, 5.0) == 0.0
