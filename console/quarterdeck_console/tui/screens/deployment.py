@@ -117,8 +117,7 @@ class DeploymentScreen(TargetView):
             yield Pane("story")
             yield Pane("about")
 
-    def on_mount(self) -> None:
-        super().on_mount()
+    def begin(self) -> None:
         self.set_interval(1.0, self._tick)
 
     def _tick(self) -> None:

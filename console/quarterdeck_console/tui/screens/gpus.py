@@ -175,7 +175,7 @@ class GpusScreen(TargetView):
         return words.lines([head, *(words.line(line, "$text-success") for line in drawn)])
 
     def on_resize(self) -> None:
-        super().on_resize()
+        # Textual calls `on_resize` of the base class by itself.
         if self.is_mounted:
             self.call_after_refresh(self._again)
 

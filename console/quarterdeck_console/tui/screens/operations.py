@@ -59,8 +59,7 @@ class OperationsScreen(TargetView):
         yield Table(COLUMNS, id="operations", empty="nothing was changed yet")
         yield Pane("story")
 
-    def on_mount(self) -> None:
-        super().on_mount()
+    def begin(self) -> None:
         self.set_interval(1.0, self._tick)
 
     def _tick(self) -> None:
