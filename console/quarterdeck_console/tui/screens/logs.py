@@ -190,17 +190,19 @@ class LogsScreen(View):
             return  # a last batch of a stream that was replaced meanwhile
         view = self.log_view
         rows: list[Row] = []
-        end = view.rows.newest
+        end = view.rows.newest or next((entry.line.at for entry in event.entries if entry.line is not None), None)
         for entry in event.entries:
             if entry.line is not None:
                 end = entry.line.at if end is None else max(end, entry.line.at)
             rows += self._rows(entry, end or self.context.now())
         self.asked, self.ended = False, event.ended
+        if enough := self.preset.head and self._received + len(rows) > HEAD:
+            del rows[max(0, HEAD - self._received) :]
         lines = sum(row.kind == "line" for row in rows)
         self._received += lines
         self._missed = 0 if view.following else self._missed + lines
         view.write(rows)
-        if self.preset.head and self._received >= HEAD and not self.ended:
+        if enough:
             self.ended = True
             self.post_message(m.EndLogs(self))
             view.put(self._said("note", f"the first {self._received:,} lines end here; 0 shows the newest"))

@@ -286,7 +286,8 @@ class LogView(ScrollView, can_focus=True):
         super().watch_scroll_y(old_value, new_value)
         if self._moving:
             return
-        if new_value < old_value:
+        # A larger window also brings the end down, and is at the end still.
+        if new_value < min(old_value, self.max_scroll_y):
             self._pause()
         elif not self.following and new_value >= self.max_scroll_y:
             self.set_following(True)
