@@ -5,7 +5,7 @@ A host that is lost keeps its last values and says since when: a row never vanis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -53,6 +53,11 @@ def delta(fleet: FleetState, host: str, change: Delta, now: datetime) -> FleetSt
     return _put(fleet, host, lambda old: _live(_changed(old, change), now))
 
 
+def deltas(fleet: FleetState, host: str, changes: Sequence[Delta], now: datetime) -> FleetState:
+    """Many facts of one host at once: the same as one after another, at the price of one."""
+    return _put(fleet, host, lambda old: _live(_all_changed(old, changes), now))
+
+
 def heartbeat(fleet: FleetState, host: str, now: datetime) -> FleetState:
     """The host is there and has nothing to say."""
     return _put(fleet, host, lambda old: _live(old, now))
@@ -76,6 +81,33 @@ def _put(fleet: FleetState, host: str, change: Callable[[HostState], HostState])
 def _live(state: HostState, now: datetime) -> HostState:
     since = state.since if state.connection == "live" else now
     return replace(state, connection="live", since=since, seen_at=now, error=None, error_code=None)
+
+
+def _all_changed(state: HostState, changes: Sequence[Delta]) -> HostState:
+    """Changes of the kinds that come by the second are gathered by kind; the others are rare."""
+    of_kind: dict[str, dict[str, Delta]] = {}
+    for change in changes:
+        if change.kind in _GATHERED and change.value is not None:
+            of_kind.setdefault(change.kind, {})[change.key] = change
+        else:
+            state = _changed(state, change)
+            of_kind.get(change.kind, {}).pop(change.key, None)
+    if state.status is None or not of_kind:
+        return state
+    fields: dict[str, Any] = {}
+    for kind, newest in of_kind.items():
+        if kind == "gauges":
+            fields["gauges"] = newest[""].value if "" in newest else next(iter(newest.values())).value
+            continue
+        name, key, _ = _FIELDS[kind]
+        kept = tuple(
+            newest.pop(key(item)).value if key(item) in newest else item for item in getattr(state.status, name)
+        )
+        fields[name] = kept + tuple(change.value for change in newest.values())
+    return replace(state, status=replace(state.status, **fields))
+
+
+_GATHERED = frozenset({"gauges", "gpu", "traffic", "replica_gauges"})
 
 
 def _changed(state: HostState, change: Delta) -> HostState:

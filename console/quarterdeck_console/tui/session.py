@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
-from quarterdeck_agent.protocol import Preview
+from quarterdeck_agent.protocol import Delta, Preview
 from quarterdeck_console.errors import ConsoleError, NotAllowed
-from quarterdeck_console.state import FleetState, HostState
+from quarterdeck_console.state import FleetState, HostState, deltas
 from quarterdeck_console.tui import messages as m
 from quarterdeck_console.tui.context import Context
 
@@ -32,6 +34,9 @@ RATES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 URGENT = 0.1
 """Seconds that news a person waits for is held back, so that a burst makes one refresh."""
+
+SLICE = 0.005
+"""Seconds of folding events before whoever presses a key has a turn."""
 
 FLUSH = 0.25
 """Seconds between two batches of log lines."""
@@ -55,6 +60,7 @@ class Session:
         self._hosts: dict[str, HostState] = {host.name: HostState(host.name) for host in context.fleet.hosts}
         self.fleet = FleetState(dict(self._hosts))
         self._dirty: set[str] = set()
+        self._waiting: dict[str, list[Delta]] = {}
         self._urgent, self._shown = asyncio.Event(), asyncio.Event()
         self._shown.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,17 +81,37 @@ class Session:
     # --- the fleet -------------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
+        """Take events as they come. A flood of them leaves room for keys: after `SLICE` of work others have a turn."""
         from quarterdeck_console.fleet import fold
 
+        turn = time.monotonic() + SLICE
         async with contextlib.aclosing(self._backend.events()) as events:
             async for event in events:
-                old = self._hosts.get(event.host) or HostState(event.host)
-                one = fold(FleetState({event.host: old}), event, self._context.now())
-                self._hosts[event.host] = new = one.hosts[event.host]
-                self._dirty.add(event.host)
-                self._remember(event)
-                if old.connection != new.connection or _is_urgent(event):
-                    self._urgent.set()
+                self._take(event, fold)
+                if time.monotonic() > turn:
+                    await asyncio.sleep(0)
+                    turn = time.monotonic() + SLICE
+
+    def _take(self, event: FleetEvent, fold: Callable[[FleetState, FleetEvent, datetime], FleetState]) -> None:
+        self._remember(event)
+        self._dirty.add(event.host)
+        if event.event is not None and event.event.delta is not None:
+            self._waiting.setdefault(event.host, []).append(event.event.delta)
+            if event.event.delta.kind in _URGENT_KINDS or self._hosts[event.host].connection != "live":
+                self._urgent.set()
+            return
+        self._fold_waiting(event.host)
+        old = self._hosts.get(event.host) or HostState(event.host)
+        one = fold(FleetState({event.host: old}), event, self._context.now())
+        self._hosts[event.host] = new = one.hosts[event.host]
+        if old.connection != new.connection or (event.event is not None and event.event.status is not None):
+            self._urgent.set()
+
+    def _fold_waiting(self, host: str) -> None:
+        """A host's deltas are folded in when they are about to be shown: of a gauge only its newest value counts."""
+        if changes := self._waiting.pop(host, None):
+            old = self._hosts.get(host) or HostState(host)
+            self._hosts[host] = deltas(FleetState({host: old}), host, changes, self._context.now()).hosts[host]
 
     def _remember(self, event: FleetEvent) -> None:
         """Keep the points of the gauges that are drawn as sparklines."""
@@ -118,6 +144,8 @@ class Session:
             self._urgent.clear()
             await self._shown.wait()
             self._shown.clear()
+            for host in tuple(self._waiting):
+                self._fold_waiting(host)
             self.fleet = FleetState(dict(self._hosts))
             changed, self._dirty = frozenset(self._dirty), set()
             self._post(m.FleetChanged(self.fleet, changed))
@@ -279,9 +307,3 @@ class Session:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the session ended", exc_info=error)
             self._post(m.Told(f"the console made a mistake: {type(error).__name__}: {error}", bad=True))
-
-
-def _is_urgent(event: FleetEvent) -> bool:
-    if event.event is None or event.event.status is not None:
-        return True
-    return event.event.delta is not None and event.event.delta.kind in _URGENT_KINDS
