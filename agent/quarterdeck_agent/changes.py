@@ -187,8 +187,7 @@ class Changes:
             raise InvalidInput("the reason is too long or not a line of text", field="why", hint="Use one line.")
         version = self.store.version(spec.version)
         model = parse(version.config)
-        launch = self.catalogue.get(model.runtime).launch(model, self.engine)
-        body = body_digest(spec, model, launch)
+        body, image = self._shape(spec, model, now)
         live = now.live if now else None
         choice = choose(spec, model.resources, live, self.capacity(), self._warm_claim(now, body))
         waiting = spec.limits.in_flight + spec.limits.queue
@@ -205,9 +204,17 @@ class Changes:
             generation=now.generation if now else 0,
             why=why,
             golden=len(model.golden),
-            image="" if launch.image is None else same_image(now, spec),
+            image=image,
             starts_nothing=spec.stopped or (live is not None and live.body == body and not live.spec.stopped),
         )
+
+    def _shape(self, spec: Spec, model: ModelConfig, now: WantedDeployment | None) -> tuple[str, str | None]:
+        """The body and, where it is known, the image. What stops runs nothing, so it needs no runtime any more."""
+        if now is not None and spec.stopped:
+            running = now.live or now.target
+            return running.body, running.image
+        launch = self.catalogue.get(model.runtime).launch(model, self.engine)
+        return body_digest(spec, model, launch), "" if launch.image is None else same_image(now, spec)
 
     # --- writing and telling -----------------------------------------------------------------------------------
 

@@ -114,7 +114,9 @@ def _running(
     why = f": {facts.crash.message}" if facts.crash and crashes else ""
     wait = next_start(live, seen.boot_id, now) - now
     again = f", next start in {wait:.0f} s" if wait > 0 else ""
-    text = f"{ready} of {wanted} replicas ready, {crashes} crashes in 10 minutes{why}{again}"
+    waiting = next((r.detail for r in seen.of(d.name) if r.found.body == live.body and r.running and r.detail), "")
+    unready = f"; {waiting}" if waiting else ""
+    text = f"{ready} of {wanted} replicas ready, {crashes} crashes in 10 minutes{why}{again}{unready}"
     if given_up(live, seen.boot_id, now) and not ready:
         return DeploymentState.FAILED, text
     if d.holding:

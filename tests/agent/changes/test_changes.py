@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 
 import quarterdeck_agent
 from quarterdeck_agent.bundle import canonical, version_id
-from quarterdeck_agent.catalogue import load
+from quarterdeck_agent.catalogue import Catalogue, load
 from quarterdeck_agent.changes import Changes
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
@@ -269,6 +269,18 @@ def test_secrets_in_the_environment_show_in_no_diff(desk: Desk) -> None:
     preview = desk.changes.preview_deploy("toy", DeployRequest("toy:1", env={"API_TOKEN": "hunter2", "MODE": "x"}))
     shown = {change.field: change.new for change in preview.changes}
     assert shown == {"env.API_TOKEN": "(hidden)", "env.MODE": "x"}
+
+
+def test_a_deployment_whose_runtime_is_gone_can_still_be_stopped_and_removed(desk: Desk) -> None:
+    desk.serve(desk.version("1"))
+    desk.changes = replace(desk.changes, catalogue=Catalogue({}))
+    with pytest.raises(NotFound, match="runtime"):
+        desk.changes.restart("toy", ChangeRequest(), "ana", "op-again")
+    stopped = desk.changes.stop("toy", ChangeRequest(), "ana", "op-stop")
+    wanted = desk.store.deployment("toy")
+    assert wanted is not None and wanted.target.number == stopped.revision and wanted.target.spec.stopped
+    assert wanted.live is not None and wanted.target.body == wanted.live.body
+    assert desk.changes.remove("toy", ChangeRequest(), "ana", "op-remove").kind == "remove"
 
 
 def test_a_deployment_that_is_being_removed_takes_no_changes(desk: Desk) -> None:

@@ -74,6 +74,12 @@ def test_a_live_revision_counts_as_failed_after_five_crashes(times: int, state: 
     assert told(crashed(serving(), times)).state is state
 
 
+def test_why_a_live_replica_is_not_ready_is_told() -> None:
+    world = serving()
+    world.replicas["m-1-0"] = seen_replica("m-1-0", "body-1", ready=False, detail="/health answered 503")
+    assert told(world).summary == "0 of 1 replicas ready, 0 crashes in 10 minutes; /health answered 503"
+
+
 def test_a_replica_started_again_says_how_often() -> None:
     world = crashed(serving(), 3)
     world.replicas["m-1-0-3"] = seen_replica("m-1-0-3", "body-1")
