@@ -47,6 +47,8 @@ class Upload:
         self._unsynced = 0
         self._syncer = ThreadPoolExecutor(1, "sync")
         self._syncing: Future[None] | None = None
+        self._hasher = ThreadPoolExecutor(1, "hash")
+        self._hashing: Future[None] | None = None
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with told(path):
             self._file = _open(path)
@@ -86,21 +88,40 @@ class Upload:
                 self._write(list(chunks[start : start + MAX_VECTORS]))
 
     def _write(self, chunks: list[bytes]) -> None:
-        while chunks:
-            written = os.writev(self._file, chunks)
-            self._unsynced += written
-            self.offset += written
-            while chunks and written >= len(chunks[0]):
-                written -= len(chunks[0])
-                self._digest.update(chunks.pop(0))
-            if written:
-                self._digest.update(memoryview(chunks[0])[:written])
-                chunks[0] = chunks[0][written:]
+        done: list[bytes | memoryview] = []
+        try:
+            while chunks:
+                written = os.writev(self._file, chunks)
+                self._unsynced += written
+                self.offset += written
+                while chunks and written >= len(chunks[0]):
+                    written -= len(chunks[0])
+                    done.append(chunks.pop(0))
+                if written:
+                    done.append(memoryview(chunks[0])[:written])
+                    chunks[0] = chunks[0][written:]
+        finally:
+            self._hash(done)  # exactly what was written, also when the disk took no more
         # A steady trickle to the disk, beside the hashing: one sync at the end of a large file would stall everybody.
         if self._unsynced >= SYNC_EVERY:
             self._settle()
             self._syncing = self._syncer.submit(os.fdatasync, self._file)
             self._unsynced = 0
+
+    def _hash(self, parts: list[bytes | memoryview]) -> None:
+        """Hash these bytes in their turn while the next ones are written; one batch waits at most."""
+        self._hashed()
+        self._hashing = self._hasher.submit(self._update, parts)
+
+    def _update(self, parts: list[bytes | memoryview]) -> None:
+        for part in parts:
+            self._digest.update(part)
+
+    def _hashed(self) -> None:
+        """Wait until the digest is that of all bytes written."""
+        if self._hashing is not None:
+            hashing, self._hashing = self._hashing, None
+            hashing.result()
 
     def _settle(self) -> None:
         """Wait for the sync that goes on; it tells its errors here."""
@@ -116,10 +137,12 @@ class Upload:
                     self._settle()
                     if self._unsynced:
                         os.fdatasync(self._file)
+                self._hashed()
                 status = os.fstat(self._file)
                 return Progressed(self.offset, status.st_mtime_ns, status.st_ino, self._digest)
             finally:
                 self._syncer.shutdown()
+                self._hasher.shutdown()
                 os.close(self._file)
 
     def finish(self) -> os.stat_result:
@@ -128,6 +151,7 @@ class Upload:
         Raises `InvalidInput` when the bytes are not those of the digest; the partial file is gone then.
         """
         with self._lock, told(self.path):
+            self._hashed()
             found = self._digest.hexdigest()
             if found != self.sha256:
                 self.path.unlink()
