@@ -1,4 +1,4 @@
-"""As little as an Envoy can be told, everything else as it has it by itself: what our configuration is compared with."""
+"""As little as an Envoy can be told, all else as it has it by itself: what our configuration is compared with."""
 
 from __future__ import annotations
 
