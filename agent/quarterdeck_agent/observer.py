@@ -262,8 +262,7 @@ class Observer:
     def _put(self, found: Found) -> None:
         known = self._replicas.get(found.id)
         if known is None or known.found.handle != found.handle:
-            now = self._clock.now()
-            self._replicas[found.id] = SeenReplica(found, routed=found.id not in self._ours, unready_since=now)
+            self._replicas[found.id] = SeenReplica(found, routed=found.id not in self._ours)
             self._stop_probe(found.id)
         elif known.found != found:
             ended = found.life is Life.EXITED
@@ -306,7 +305,7 @@ class Observer:
             known = self._replicas.get(found.id)
             if known is None:
                 return
-            self._note(known, ok, failures, detail)
+            self._note(known, ok, failures, detail, asked=bool(path))
             if ok or failures >= FAILURES_TO_UNREADY:
                 self._judged(found.id)
             if not ok and known.was_ready:
@@ -320,8 +319,11 @@ class Observer:
             return self._interval
         return FIRST_PROBES
 
-    def _note(self, known: SeenReplica, ok: bool, failures: int, detail: str) -> None:
+    def _note(self, known: SeenReplica, ok: bool, failures: int, detail: str, *, asked: bool) -> None:
         now = self._clock.now()
+        if not ok and not known.ready and known.unready_since is None and asked:
+            # Counted from the first answer that it is not ready: one that nobody knows how to ask is not to be ended.
+            known = self._replicas[known.found.id] = replace(known, unready_since=now)
         if ok and not known.ready:
             update = replace(known, ready=True, was_ready=True, ready_since=now, unready_since=None, detail="")
         elif not ok and known.ready and failures >= FAILURES_TO_UNREADY:

@@ -145,6 +145,7 @@ def test_a_replica_that_answers_wrong_or_ends_holds_up_planning_no_longer_than_t
             host.probing.set()
             await until(lambda: observer.listed, "the other one has failed twice")
             assert [r.ready for r in observer.seen().replicas] == [False, False]
+            assert observer.seen().replicas[0].unready_since is not None
 
     asyncio.run(check())
 
@@ -156,6 +157,7 @@ def test_a_replica_whose_health_path_cannot_be_found_out_is_asked_again_until_it
         async with observing(host) as observer:
             await until(lambda: only(observer).detail if observer.seen().replicas else "", "the reason is told")
             assert only(observer).detail == "there is no runtime mine"
+            assert only(observer).unready_since is None, "it has not been found unready, so it is not ended for that"
             host.health_path_error = None
             await until(lambda: only(observer).ready, "it is probed as soon as that is known")
 
