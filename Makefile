@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test check bench schemas clean
+.PHONY: help demo test check bench screenshots schemas clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ check: $(VENV)/.dev ## lint, types, architecture
 
 bench: $(VENV)/.dev ## measure speed and memory as ratios against something real, and print the table
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+screenshots: $(VENV)/.dev ## draw the console's pictures anew: the real app over a simulated fleet
+	$(BIN)/python -m tests.console.tui.screenshots
 
 schemas: $(VENV)/.dev ## write the shipped schemas anew
 	$(BIN)/python -m quarterdeck_console.schemas

@@ -116,6 +116,11 @@ async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T, None]:
     everything = asyncio.gather(*tasks)
     try:
         while not (everything.done() and queue.empty()):
+            # Waiting for two things at once costs more than an item: in a flood, take all that is there first.
+            while not queue.empty():
+                yield queue.get_nowait()
+            if everything.done():
+                break
             getter = asyncio.ensure_future(queue.get())
             await asyncio.wait((getter, everything), return_when=asyncio.FIRST_COMPLETED)
             if getter.done():

@@ -1,0 +1,90 @@
+"""Draws the console's pictures: the real app over the SIMULATED fleet, with a frozen clock, as SVG.
+
+Run `make screenshots`. Nothing in a picture is drawn by hand, and the same sources make the same pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from quarterdeck_console.preferences import Preferences
+from tests.console.simulation import Simulation
+from tests.console.tui.driving import Driver, driven
+
+FOLDER = Path(__file__).parents[3] / "screenshots"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture: the keys that lead to it, and a text that is there when it is ready to be taken."""
+
+    name: str
+    keys: tuple[str, ...] = ()
+    ready: str = ""
+    size: tuple[int, int] = (120, 32)
+    theme: str | None = None
+    lost: str = ""
+
+
+SCENES = (
+    Scene("fleet", ("j", "j"), "refused: golden request 2 of 5", lost="gpu-b1"),
+    Scene("fleet-light", ("j", "j"), "refused", theme="quarterdeck-light", lost="gpu-b1"),
+    Scene("fleet-80x24", ("j",), "hold", size=(80, 24), lost="gpu-b1"),
+    Scene("fleet-200x60", ("j", "j"), "refused", size=(200, 60), lost="gpu-b1"),
+    Scene("deploy", ("j", "D"), "y deploy", size=(120, 36)),
+    Scene("rollback", ("j", "j", "R"), "y roll back"),
+    Scene("palette", ("colon", *"roll"), "rollback"),
+    Scene("help", ("question_mark",), "Roll back", size=(120, 40)),
+    Scene("deployment", ("j", "j", "d"), "embed on gpu-a2", size=(120, 40)),
+    Scene("logs", ("j", "j", "l"), "logs of embed"),
+    Scene("versions", ("2",), "Versions"),
+    Scene("operations", ("3",), "Operations"),
+    Scene("gpus", ("4",), "GPUs", size=(120, 40)),
+)
+
+
+async def take(scene: Scene) -> str:
+    """The picture of one scene as SVG."""
+    simulation = Simulation()
+    async with driven(simulation, size=scene.size, preferences=Preferences(scene.theme, refresh=0.5)) as d:
+        await _let_time_pass(d)
+        if scene.lost:
+            simulation.lose(scene.lost, "connection refused")
+            await d.shows("○ 1 lost")
+            simulation.at = simulation.at.replace(minute=simulation.at.minute + 2)
+        await d.press(*scene.keys)
+        if scene.ready:
+            await d.shows(scene.ready)
+        await d.until(lambda: d.app.session.fleet is d.view.fleet, "the newest is shown")
+        await d.pilot.pause(0.7)
+        return d.app.export_screenshot(title="Quarterdeck, a simulated fleet")
+
+
+async def _let_time_pass(d: Driver) -> None:
+    """A minute of figures, so that there is something to draw a line through; then the sketch's own."""
+    for _ in range(30):
+        d.simulation.tick()
+    for host in d.simulation.status:
+        d.simulation.snapshot(host)
+    await d.until(d.simulation.events_queue.empty, "all has been taken")
+
+
+def main() -> None:
+    """Take all of them, or those named."""
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    FOLDER.mkdir(exist_ok=True)
+    wanted = sys.argv[1:]
+    for scene in SCENES:
+        if not wanted or scene.name in wanted:
+            (FOLDER / f"{scene.name}.svg").write_text(asyncio.run(take(scene)), encoding="utf-8")
+            print(f"screenshots/{scene.name}.svg")
+
+
+if __name__ == "__main__":
+    main()
