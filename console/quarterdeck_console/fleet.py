@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -104,13 +104,14 @@ async def subscribe_all(hosts: Sequence[Host], timeout: float = 5.0) -> AsyncGen
             yield event
 
 
-async def merge(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T, None]:
-    """The items of all sources as they come; ends when all have ended, raises what any raises."""
+async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """The items of all sources as they come; ends when all have ended, raises what any raises. Closes its sources."""
     queue: asyncio.Queue[T] = asyncio.Queue(QUEUE)
 
-    async def drain(source: AsyncIterator[T]) -> None:
-        async for item in source:
-            await queue.put(item)
+    async def drain(source: AsyncGenerator[T, None]) -> None:
+        async with contextlib.aclosing(source):  # also where this is ended while the queue is full
+            async for item in source:
+                await queue.put(item)
 
     tasks = [asyncio.create_task(drain(source)) for source in sources]
     everything = asyncio.gather(*tasks)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
@@ -173,13 +174,11 @@ def test_deltas_change_add_and_remove() -> None:
 
 
 def test_merging_ends_with_its_sources_and_raises_what_they_raise() -> None:
-    from collections.abc import AsyncIterator
-
-    async def count(to: int) -> AsyncIterator[int]:
+    async def count(to: int) -> AsyncGenerator[int, None]:
         for number in range(to):
             yield number
 
-    async def broken() -> AsyncIterator[int]:
+    async def broken() -> AsyncGenerator[int, None]:
         yield 1
         raise ValueError("broken")
 
@@ -189,6 +188,27 @@ def test_merging_ends_with_its_sources_and_raises_what_they_raise() -> None:
             [item async for item in fleets.merge([count(3), broken()])]
 
     asyncio.run(asyncio.wait_for(drain(), 20))
+
+
+def test_merging_that_is_left_in_a_flood_closes_its_sources() -> None:
+    closed: list[int] = []
+
+    async def flood(number: int) -> AsyncGenerator[int, None]:
+        try:
+            while True:
+                await asyncio.sleep(0)
+                yield number
+        finally:
+            closed.append(number)
+
+    async def check() -> None:
+        async with contextlib.aclosing(fleets.merge([flood(1), flood(2)])) as items:
+            async for _ in items:
+                await asyncio.sleep(0.2)  # time enough to fill every queue
+                break
+        assert sorted(closed) == [1, 2], "else the loop closes them in any order, and says so on the terminal"
+
+    asyncio.run(check())
 
 
 def test_back_off_grows_to_its_bound() -> None:
