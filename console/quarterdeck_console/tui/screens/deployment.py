@@ -189,8 +189,8 @@ class DeploymentScreen(TargetView):
         else:
             symbol, meaning = marks.symbol(status.state), views.severity(status.state)
             since = f"since {marks.since(status.since, seen.now)}, by {status.by}"
-            parts = ((f"{symbol} {status.state}", meaning), (f"  {status.summary}", "bold"), (f"  {since}", ""))
-            lines.append(words.joined(*parts))
+            told = status.summary if status.summary.startswith(status.state) else f"{status.state}  {status.summary}"
+            lines.append(words.joined((f"{symbol} {told}", meaning), (f"   {since}", Severity.MUTED)))
             ready = f"{status.replicas_ready}/{status.replicas_wanted} ready  "
             endpoint = f"{status.endpoint.rstrip('/')}{status.predict_path}"
             lines.append(words.joined((ready, ""), (endpoint, Severity.MUTED)))
