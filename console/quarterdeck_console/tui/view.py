@@ -71,7 +71,7 @@ class View(Screen[None]):
         yield from ()
 
     def begin(self) -> None:
-        """Called once, when the screen is there. Textual calls `on_mount` of every class by itself: use this instead."""
+        """Called once, when the screen is there. Textual calls every class's `on_mount` by itself: use this."""
 
     def show(self, hosts: frozenset[str]) -> None:
         """Show `self.fleet`; `hosts` are those of which anything is new, all of them when the screen is shown again."""

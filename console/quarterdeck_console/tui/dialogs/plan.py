@@ -68,7 +68,7 @@ class PlanDialog(ModalScreen[m.Wish | None]):
         yield from ()
 
     def begin(self) -> None:
-        """Called once, when the dialog is there. Textual calls `on_mount` of every class by itself: use this instead."""
+        """Called once, when the dialog is there. Textual calls every class's `on_mount` by itself: use this."""
 
     # --- the dialog ------------------------------------------------------------------------------------------------
 
