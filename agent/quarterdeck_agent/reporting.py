@@ -181,7 +181,9 @@ class Reporter:
 
     async def _track(self, operation: str, phase: Phase) -> None:
         """Note the phase a rollout is in: a new one ends the one before."""
-        steps = self._steps.setdefault(operation, [])
+        steps = self._steps.get(operation)
+        if steps is None:
+            steps = self._steps[operation] = await asyncio.to_thread(self._recorded, operation)
         now = self._clock.now()
         if steps and steps[-1].name == phase.name:
             if steps[-1].detail != phase.detail:
@@ -192,6 +194,14 @@ class Reporter:
         steps.append(StepRecord(phase.name, "running", self._clock.wall(), 0.0, phase.detail))
         self._entered[operation] = now
         await asyncio.to_thread(self._store.record_steps, operation, tuple(steps))
+
+    def _recorded(self, operation: str) -> list[StepRecord]:
+        """The steps that an earlier agent has recorded; the one it was in goes on from when it began."""
+        steps = list(self._store.operation(operation).steps)
+        if steps and steps[-1].state == "running":
+            age = (self._clock.wall() - steps[-1].started_at).total_seconds()
+            self._entered[operation] = self._clock.now() - max(0.0, age)
+        return steps
 
     async def _end_steps(self, d: WantedDeployment) -> None:
         """A rollout that is over: its last step went through, or failed."""
