@@ -17,7 +17,6 @@ SYMBOLS = {
 LOST = "○"
 UNKNOWN = "?"
 
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LEVELS = "▁▂▃▄▅▆▇█"
 
 
@@ -30,9 +29,8 @@ def bar(value: float | None, width: int) -> str:
     """A ratio as a block bar of `width` columns; unknown is dots."""
     if value is None:
         return "·" * width
-    eighths = round(min(max(value, 0.0), 1.0) * width * 8)
-    whole, rest = divmod(eighths, 8)
-    drawn = "█" * whole + (_EIGHTHS[rest] if rest else "")
+    whole = round(min(max(value, 0.0), 1.0) * width)
+    drawn = "█" * whole or ("▏" if value > 0 else "")
     return drawn + "░" * (width - len(drawn))
 
 

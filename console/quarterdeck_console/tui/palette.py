@@ -23,7 +23,7 @@ THEMES = (
     "quarterdeck-light",
     "ansi-dark",
     "ansi-light",
-    "high-contrast",
+   
     "textual-dark",
     "nord",
     "gruvbox",

@@ -13,7 +13,7 @@ from quarterdeck_console.views import Severity
 
 STYLES = {
     Severity.PLAIN: "",
-    Severity.MUTED: "$text-muted",
+    Severity.MUTED: "$foreground-muted",
     Severity.GOOD: "$text-success",
     Severity.BUSY: "$text-accent",
     Severity.WARNING: "$text-warning",

@@ -37,7 +37,7 @@ def test_states_are_told_by_symbol_and_word() -> None:
 
 def test_gpus_are_bars_with_figures_and_a_dead_one_says_why() -> None:
     async def story(d: Driver) -> None:
-        assert "███████▏░░  71%  61/80G" in d.line_with("gpu-a1 ●")
+        assert "███████░░░  71%  61/80G" in d.line_with("gpu-a1 ●")
         assert "⚠ Xid 79" in d.line_with("gpu-a2 ▲")
 
     drive(story)

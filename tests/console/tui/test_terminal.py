@@ -95,6 +95,16 @@ def test_without_a_verb_the_console_opens_and_q_ends_it_cleanly(fleet: Path) -> 
         assert all(reset in t.bytes for reset in LEFT_ON)
 
 
+def test_the_flag_makes_the_whole_console_read_only(fleet: Path, agent: FakeAgent) -> None:
+    with terminal(fleet, "--read-only") as t:
+        t.until(lambda sent: b"digits" in sent and b"read-only" in sent, "the console says that it is read-only")
+        t.press(b"X")
+        t.press(b"y")
+        t.press(b"q")
+        assert t.ended() == 0
+        assert not [each for each in agent.requests if each.method != "GET"]
+
+
 def test_the_first_frame_comes_also_when_no_host_ever_answers(tmp_path: Path) -> None:
     with FakeAgent(tmp_path / "box", stall=True) as agent, terminal(fleet_of(tmp_path, agent)) as t:
         t.until(lambda sent: b"Quarterdeck" in sent and b"connecting" in sent, "the first frame")

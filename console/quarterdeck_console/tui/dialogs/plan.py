@@ -86,7 +86,6 @@ class PlanDialog(ModalScreen[m.Wish | None]):
                 yield Choice("[ No ]", "no")
 
     def on_mount(self) -> None:
-        self.query_one("#dialog-name-field").display = False
         self.renew()
         fields = self.query("#dialog-form Entry")
         (fields.first() if fields else self.query_one("#no")).focus()
@@ -124,7 +123,7 @@ class PlanDialog(ModalScreen[m.Wish | None]):
     def _show_answers(self) -> None:
         needed, ready = self._name_needed(), self._ready()
         field = self.query_one("#dialog-name-field", Field)
-        field.display = bool(needed) and ready
+        field.set_class(bool(needed), "needed")
         if needed:
             field.show_hint(f"type {needed} to confirm: it is protected", Severity.WARNING)
         yes = self.query_one("#dialog-yes", Label)
