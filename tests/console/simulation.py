@@ -130,6 +130,7 @@ def _a1() -> p.HostStatus:
     running = operation(
         "deploy", "reranker", "op-swap", by="ci", at=ago(seconds=12), state=p.OperationState.RUNNING,
         summary="deploy reranker:2.1", steps=steps, finished_at=None, revision=6,
+        changes=(p.Change("version", "reranker:2.0", "reranker:2.1"),),
     )  # fmt: skip
     return host_status(
         "gpu-a1",

@@ -15,6 +15,9 @@ from quarterdeck_console import views
 AXIS = 9
 """Columns of the scale on the left."""
 
+LEAST = 12
+"""Columns of the narrowest chart: its time axis needs them."""
+
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 
@@ -27,7 +30,7 @@ def draw(
     unit: Callable[[float], str],
 ) -> list[str]:
     """Lines of `size` (width, height): the series from `start` to `end`, from 0 to `top`, or to its own highest."""
-    width, height = max(AXIS + 4, size[0]), max(3, size[1])
+    width, height = max(AXIS + LEAST, size[0]), max(3, size[1])
     columns, rows = width - AXIS, height - 1
     values = _resampled(samples, start, end, columns * 2)
     bound = top or rounded_up(max((value for value in values if value is not None), default=0.0))
@@ -60,7 +63,7 @@ def _resampled(samples: Sequence[Sample], start: datetime, end: datetime, count:
         if not 0 <= place <= count:
             continue
         place = min(place, count - 1)
-        if sample.value is None:
+        if sample.value is None or not math.isfinite(sample.value):
             gaps[place] = True
         elif (old := found[place]) is None or sample.value > old:
             found[place] = sample.value
@@ -95,7 +98,7 @@ def _plotted(values: Sequence[float | None], columns: int, rows: int, bound: flo
     levels = rows * 4
     before: int | None = None
     for x, value in enumerate(values):
-        if value is None or not math.isfinite(value):
+        if value is None:
             before = None
             continue
         level = min(levels - 1, max(0, round(value / bound * (levels - 1))))

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from textual.content import Content
 
-from quarterdeck_agent.protocol import DeploymentStatus, Revision, Version
+from quarterdeck_agent.protocol import DeploymentStatus, OperationState, Version
 from quarterdeck_console import views
 from quarterdeck_console.clean import clean_line
 from quarterdeck_console.state import FleetState, HostState
@@ -68,7 +68,7 @@ def _line(id_: str, each: Placed, hosts: Sequence[str], ambiguous: bool, now: da
     cells = (
         Cell(f"▲ {version.label}" if ambiguous else version.label, Severity.WARNING if ambiguous else Severity.PLAIN),
         Cell(f"{len(each.on)}/{len(hosts)}", number=True),
-        *(on_host(each.on[name], id_) if name in each.on else BLANK for name in hosts),
+        *(on_host(each.on[name], version) if name in each.on else BLANK for name in hosts),
         Cell(views.size(version.size), number=True),
         Cell(version.runtime),
         Cell(marks.since(version.created_at, now), number=True),
@@ -83,32 +83,34 @@ def _line(id_: str, each: Placed, hosts: Sequence[str], ambiguous: bool, now: da
     return Line((id_,), cells, sort, searched=searched)
 
 
-def on_host(host: HostState, id_: str) -> Cell:
+def on_host(host: HostState, version: Version) -> Cell:
     """What a host does with a version that it has: what serves comes first."""
     lost = host.connection == "lost"
     for deployment in host.status.deployments if host.status is not None else ():
-        if (told := _served(host, deployment, id_)) is not None:
+        if (told := _served(host, deployment, version)) is not None:
             return Cell(told.text, Severity.MUTED) if lost else told
     return Cell("· pushed", Severity.MUTED)
 
 
-def _served(host: HostState, each: DeploymentStatus, id_: str) -> Cell | None:
-    name = each.name if not each.label.startswith(f"{each.name}:") else ""
-    if each.version == id_ and each.live_revision is not None:
-        mark = marks.symbol(each.state)
-        return Cell(clean_line(f"{mark} {name or each.state}"), views.severity(each.state))
-    wanted, warm = (_revision(host, each, number) for number in (each.wanted_revision, each.warm_revision))
-    if each.wanted_revision != each.live_revision and wanted is not None and wanted.spec.version == id_:
+def _served(host: HostState, each: DeploymentStatus, version: Version) -> Cell | None:
+    name = each.name if not version.label.startswith(f"{each.name}:") else ""
+    if _is_coming(host, each, version):
         return Cell(clean_line(f"◐ {name or 'deploying'}"), Severity.BUSY)
-    if warm is not None and warm.spec.version == id_:
-        return Cell("◌ warm", Severity.BUSY)
-    if each.version == id_:
+    if each.version == version.id:
         return Cell(clean_line(f"{marks.symbol(each.state)} {name or each.state}"), views.severity(each.state))
+    warm = host.revisions.get(f"{each.name}/{each.warm_revision}")
+    if warm is not None and warm.spec.version == version.id:
+        return Cell("◌ warm", Severity.BUSY)
     return None
 
 
-def _revision(host: HostState, each: DeploymentStatus, number: int | None) -> Revision | None:
-    return host.revisions.get(f"{each.name}/{number}")
+def _is_coming(host: HostState, each: DeploymentStatus, version: Version) -> bool:
+    """Whether the change that is under way is to this version."""
+    known = host.status.operations if host.status is not None else ()
+    operation = next((one for one in known if one.id == each.operation), None)
+    if operation is None or operation.state not in (OperationState.PENDING, OperationState.RUNNING):
+        return False
+    return any(change.field == "version" and change.new == version.label for change in operation.changes)
 
 
 # --- a push under way ------------------------------------------------------------------------------------------------

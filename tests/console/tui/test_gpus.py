@@ -1,0 +1,235 @@
+"""The GPUs screen: every GPU of the fleet, who runs on it, and its history as a chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from quarterdeck_agent import protocol as p
+from quarterdeck_console.errors import NotFound
+from quarterdeck_console.tui.screens import chart
+from quarterdeck_console.tui.screens.gpus import GpusScreen
+from tests.console.simulation import NOW, Simulation, ago, gpu, host_status
+from tests.console.tui.driving import Driver, drive
+
+HOSTILE = "[/x] [@click=app.quit]quit[/] \x1b]52;c;aGk=\x07"
+
+
+async def opened(d: Driver) -> GpusScreen:
+    await d.press("4")
+    await d.shows("LOAD")
+    found = d.view
+    assert isinstance(found, GpusScreen)
+    await d.until(lambda: found.gpu is None or "now" in d.text or "no" in d.text, "its chart is drawn")
+    return found
+
+
+def series_asked(d: Driver) -> list[tuple[str, str, str]]:
+    return [what for kind, what in d.simulation.asked if kind == "series"]
+
+
+def test_every_gpu_is_a_row_with_bars_and_whom_it_serves() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        assert len(d.view.main.order if d.view.main else ()) == 7
+        line = d.line_with("512/700W")
+        for each in ("gpu-a1", "░  71%", "61/80 GiB", "64°", "llama-chat", "NVIDIA H100"):
+            assert each in line
+        assert "reranker" in d.line_with(" 70/700W")
+
+    drive(story, size=(140, 32))
+
+
+def test_a_gpu_that_fell_off_the_bus_says_why_and_one_of_a_lost_host_keeps_its_values() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        assert "⚠ lost: " in d.text and "Xid 79" in d.line_with("⚠ lost: ")
+        d.simulation.lose("gpu-b1")
+        await d.shows("unreachable for")
+        assert "30/80 GiB" in d.line_with("gpu-b1 ○")
+
+    drive(story, size=(140, 32))
+
+
+def test_at_80_by_24_load_memory_temperature_and_owner_are_there() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        line = d.line_with("61/80 GiB")
+        assert "71%" in line and "64°" in line and "llama-chat" in line
+        assert "load of GPU 0 on gpu-a1" in d.text and "now" in d.text
+        assert all(len(each) <= 80 for each in d.text.splitlines())
+
+    drive(story, size=(80, 24))
+
+
+def test_the_chart_follows_the_cursor_and_asks_once_for_what_is_shown() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        await d.press("j", "j", "k")
+        await d.shows("load of GPU 1 on gpu-a1")
+        await d.until(lambda: ("gpu-a1", "gpu.utilisation", "GPU-gpu-a1-1") in series_asked(d), "it is asked for")
+        assert len(series_asked(d)) == len(set(series_asked(d)))
+        await d.shows("now")
+
+    drive(story)
+
+
+def test_m_goes_through_the_gauges_and_t_through_the_spans() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        for title in ("memory", "temperature", "power", "load"):
+            await d.press("m")
+            await d.shows(f"{title} of GPU 0 on gpu-a1, last 15m00s")
+        assert ("gpu-a1", "gpu.power", "GPU-gpu-a1-0") in series_asked(d)
+        await d.press("t")
+        await d.shows("last 1h00m")
+        await d.press("t")
+        await d.shows("last 5m00s")
+
+    drive(story)
+
+
+def test_a_wide_terminal_shows_all_four_gauges() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        for title in ("load", "memory", "temperature", "power"):
+            await d.shows(f"{title} of GPU 0 on gpu-a1")
+        assert len(series_asked(d)) == 4
+
+    drive(story, size=(200, 60))
+
+
+def test_a_terminal_that_becomes_wide_asks_for_the_rest() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        await d.pilot.resize_terminal(200, 60)
+        await d.shows("power of GPU 0 on gpu-a1")
+        await d.until(lambda: len(set(series_asked(d))) == 4, "all four are asked for")
+
+    drive(story)
+
+
+def test_the_history_is_asked_for_again_while_it_is_looked_at() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        before = len(series_asked(d))
+        d.simulation.at += timedelta(seconds=6)
+        d.simulation.tick()
+        await d.until(lambda: len(series_asked(d)) > before, "asked again")
+
+    drive(story)
+
+
+def test_a_host_without_that_history_says_so() -> None:
+    class Without(Simulation):
+        async def series(self, host: str, name: str, key: str, since: datetime | None) -> p.Series:
+            raise NotFound("There is no such series", host=host)
+
+    async def story(d: Driver) -> None:
+        await opened(d)
+        await d.shows("There is no such series")
+
+    drive(story, simulation=Without())
+
+
+def test_a_fleet_without_gpus_says_so() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        await d.shows("no host has a GPU that NVML can see")
+
+    drive(story, simulation=Simulation({"a": host_status("a")}))
+
+
+def test_enter_describes_what_runs_on_it() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        await d.press("enter")
+        await d.shows("› llama-chat on gpu-a1")
+
+    drive(story)
+
+
+def test_figures_change_in_place() -> None:
+    async def story(d: Driver) -> None:
+        view = await opened(d)
+        await d.press("j")
+        d.simulation.delta("gpu-a1", "gpu", "GPU-gpu-a1-0", gpu("gpu-a1", 0, utilisation=0.05, temperature=91.0))
+        await d.until(lambda: "  5%" in d.text and "91°" in d.text, "the new figures")
+        assert view.gpu is not None and view.gpu[1].index == 1
+
+    drive(story)
+
+
+def test_hostile_names_are_text() -> None:
+    wicked = gpu("a", 0, name=HOSTILE, uuid=HOSTILE)
+    gone = p.Gpu(1, "gone", HOSTILE)
+    part = p.Part("nvml", p.PartState.FAILED, NOW, detail=HOSTILE)
+    simulation = Simulation({"a": host_status("a", gpus=(wicked, gone), parts=(part,))})
+    simulation.points[("a", "gpu.utilisation", HOSTILE)] = p.Series("gpu.utilisation", HOSTILE, HOSTILE, ())
+
+    async def story(d: Driver) -> None:
+        await opened(d)
+        for key in ("j", "k", "m"):
+            await d.press(key)
+            assert "\x1b" not in d.text and "\x07" not in d.text
+        assert "[@click=app.quit]" in d.text and d.app.is_running
+
+    drive(story, simulation=simulation, size=(160, 40))
+
+
+# --- the chart -------------------------------------------------------------------------------------------------------
+
+
+def samples(values: Sequence[float | None], seconds: float = 10.0) -> list[p.Sample]:
+    return [p.Sample(ago(seconds=seconds * (len(values) - n)), value) for n, value in enumerate(values)]
+
+
+def drawn(values: Sequence[float | None], top: float | None = 1.0, size: tuple[int, int] = (29, 6)) -> list[str]:
+    start = ago(seconds=10 * max(1, len(values)))
+    return chart.draw(samples(values), start, NOW, size, top, lambda value: f"{value:.0%}")
+
+
+def test_a_chart_has_the_size_that_was_asked_for() -> None:
+    for size in ((29, 6), (80, 12), (5, 1)):
+        lines = drawn([0.5] * 40, size=size)
+        assert len(lines) == max(3, size[1])
+        assert {len(line) for line in lines} == {max(chart.AXIS + chart.LEAST, size[0])}
+
+
+def test_low_is_below_and_high_is_above() -> None:
+    low, high = drawn([0.0] * 40), drawn([1.0] * 40)
+    assert "⠉" in high[0] and "⣀" in low[-2]
+    assert not any("⠉" in line for line in low)
+
+
+def test_a_gap_stays_a_gap() -> None:
+    lines = drawn([1.0] * 15 + [None] * 10 + [1.0] * 15)
+    row = lines[0].partition("│")[2]
+    assert row.startswith("⠉") and row.endswith("⠉") and "   " in row
+
+
+def test_points_far_apart_are_joined() -> None:
+    row = drawn([1.0] * 5, size=(49, 6))[0].partition("│")[2]
+    assert " " not in row[:30]
+
+
+@pytest.mark.parametrize("values", [[], [None], [math.nan, math.inf], [0.0], [1e30, -5.0], [1e-30]])
+def test_odd_values_are_drawn_without_harm(values: list[float | None]) -> None:
+    assert len(drawn(values, top=None)) == 6
+
+
+@pytest.mark.parametrize(("value", "bound"), [(0, 1), (0.9, 1), (1, 1), (1.1, 2), (3, 5), (60, 100), (512, 1000)])
+def test_a_scale_ends_at_a_round_number(value: float, bound: float) -> None:
+    assert chart.rounded_up(value) == pytest.approx(bound)
+
+
+def test_samples_outside_the_span_are_left_out() -> None:
+    lines = chart.draw(
+        [p.Sample(ago(hours=2), 1.0), replace(p.Sample(NOW, 0.0), at=NOW + timedelta(hours=1))], ago(minutes=5), NOW,
+        (40, 6), 1.0, str,
+    )  # fmt: skip
+    assert all(set(line.partition("│")[2]) <= {" "} for line in lines[:-1])
