@@ -23,7 +23,6 @@ THEMES = (
     "quarterdeck-light",
     "ansi-dark",
     "ansi-light",
-   
     "textual-dark",
     "nord",
     "gruvbox",

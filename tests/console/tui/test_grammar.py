@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,10 @@ from quarterdeck_console.preferences import Preferences
 from quarterdeck_console.tui.registry import binding_ids
 from tests.console.simulation import fleet_file
 from tests.console.tui.driving import Driver, drive, driven
+
+
+def _is_at(d: Driver, place: str) -> bool:
+    return d.view.place == place
 
 
 def names(d: Driver) -> list[str]:
@@ -136,7 +141,7 @@ def test_number_keys_go_to_the_places_and_escape_goes_home() -> None:
     async def story(d: Driver) -> None:
         for key, place in (("2", "versions"), ("3", "operations"), ("4", "gpus"), ("1", "fleet")):
             await d.press(key)
-            await d.until(lambda place=place: d.view.place == place, f"{place} is shown")
+            await d.until(partial(_is_at, d, place), f"{place} is shown")
         await d.press("3")
         await d.until(lambda: d.view.place == "operations", "operations are shown")
         await d.press("escape")
