@@ -72,6 +72,7 @@ class DeploymentScreen(TargetView):
         self._asked_for: object = None
         self._asked_at: datetime | None = None
         self._compared: tuple[Revision, Revision] | None = None
+        self._compared_at: tuple[str, ...] | None = None
 
     # --- what it is about ------------------------------------------------------------------------------------------
 
@@ -222,10 +223,15 @@ class DeploymentScreen(TargetView):
         elif chosen is not None:
             pane.show(words.line(f"{chosen.spec.label} is not on the host now", Severity.MUTED), chosen.spec.version)
 
+    def _leave_comparison(self, cursor: tuple[str, ...] | None) -> None:
+        """The cursor went elsewhere. What it did before `x` may be told after it, when both were typed fast."""
+        if cursor != self._compared_at:
+            self._compared = None
+
     @on(Table.Moved)
     def _other(self, event: Table.Moved) -> None:
         if event.table is self.main and self.is_mounted:
-            self._compared = None
+            self._leave_comparison(event.key)
             self._show_story(self._seen)
             self._show_about(self._seen)
 
@@ -239,7 +245,7 @@ class DeploymentScreen(TargetView):
             self.tell("select two revisions with space, or put the cursor on one that is not live", bad=True)
         else:
             low, high = sorted(pair, key=lambda each: each.number)
-            self._compared = (low, high)
+            self._compared, self._compared_at = (low, high), self.main.cursor
             self.remove_class("-about")
         self._show_story(self._seen)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from quarterdeck_agent.protocol import (
+    DeploymentState,
     DeploymentStatus,
     Gpu,
     HostStatus,
@@ -145,8 +146,10 @@ def outcome(seen: Seen, each: Revision) -> Cell:
     if status is not None and status.live_revision == each.number:
         if each.failure is not None:
             return Cell(f"▲ {status.state}: {failed(each.failure)}", Severity.BAD)
+        # While the next one is rolled out beside it, this one goes on serving.
+        state = DeploymentState.SERVING if status.state == DeploymentState.DEPLOYING else status.state
         took = took_to_serve(each)
-        return Cell(f"{marks.symbol(status.state)} {status.state}{back}{took}", views.severity(status.state))
+        return Cell(f"{marks.symbol(state)} {state}{back}{took}", views.severity(state))
     if each.outcome == RevisionOutcome.REPLACED:
         return Cell(f"○ replaced{_served_for(each)}{back}", Severity.MUTED)
     return Cell(f"{marks.symbol(each.outcome)} {each.outcome}{back}", views.severity(each.outcome))

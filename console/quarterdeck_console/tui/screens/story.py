@@ -96,7 +96,7 @@ def _gpu(gpu: Gpu) -> str:
 def changes(title: str, found: Iterable[Change]) -> list[Content]:
     """A section of a diff."""
     told = list(found)
-    width = min(24, max((len(each.field) for each in told), default=0))
+    width = min(34, max((len(each.field) for each in told), default=0))
     lines = [change(each, width) for each in told] or [words.line("nothing differs", Severity.MUTED)]
     return [heading(title), *lines]
 

@@ -85,7 +85,7 @@ def diff(title: str, changes: Sequence[Change]) -> Content:
     lines = [words.line(title, "bold")]
     if not changes:
         lines.append(words.line("nothing differs", Severity.MUTED))
-    width = min(32, max((len(each.field) for each in changes), default=0))
+    width = min(34, max((len(each.field) for each in changes), default=0))
     for each in changes:
         lines.append(change(each, width))
     return words.lines(lines)

@@ -61,6 +61,7 @@ class VersionsScreen(View):
         super().__init__(context)
         self._pushes: dict[str, m.PushCame] = {}
         self._compared: tuple[Version, Version] | None = None
+        self._compared_at: tuple[str, ...] | None = None
 
     def body(self) -> ComposeResult:
         empty = "no version yet: P pushes a bundle"
@@ -112,10 +113,15 @@ class VersionsScreen(View):
         else:
             pane.show(words.line(""), None)
 
+    def _leave_comparison(self, cursor: tuple[str, ...] | None) -> None:
+        """The cursor went elsewhere. What it did before `x` may be told after it, when both were typed fast."""
+        if cursor != self._compared_at:
+            self._compared = None
+
     @on(Table.Moved)
     def _other(self, event: Table.Moved) -> None:
         if self.is_mounted:
-            self._compared = None
+            self._leave_comparison(event.key)
             self._show_about()
 
     # --- sending and removing --------------------------------------------------------------------------------------
@@ -189,7 +195,7 @@ class VersionsScreen(View):
             self._compared = None
         elif (pair := self._pair()) is not None:
             old, new = sorted(pair, key=lambda each: each.created_at)
-            self._compared = (old, new)
+            self._compared, self._compared_at = (old, new), self.table.cursor
         else:
             self.tell("select two versions with space to compare them", bad=True)
         self._show_about()
