@@ -1,4 +1,4 @@
-"""Following a chatty deployment in the terminal UI: bytes to the terminal, CPU, and memory when the view is long full."""
+"""Following a chatty deployment in the terminal UI: bytes to the terminal, CPU, and memory when the view is full."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from textual.events import MouseScrollDown, MouseScrollUp
 
 from quarterdeck_console.errors import Unreachable
 from quarterdeck_console.tui import logfiles
@@ -16,6 +17,13 @@ from quarterdeck_console.tui.screens.logs import HEAD
 from quarterdeck_console.tui.widgets.log_rows import MOST_ROWS
 from tests.console.tui.driving import Driver, drive
 from tests.console.tui.logs_driving import CHAT, EMBED, HOSTILE, body, entry, numbered, opened, say, simulation, wishes
+
+
+async def asks_anew(d: Driver, key: str) -> None:
+    """Press a key that makes a new stream."""
+    before = len(wishes(d))
+    await d.press(key)
+    await d.until(lambda: len(wishes(d)) > before, f"{key} asked anew")
 
 
 def test_lines_of_many_are_merged_by_time_with_a_prefix_that_tells_them_apart() -> None:
@@ -66,15 +74,14 @@ def test_it_follows_until_paused_and_says_how_many_lines_came_meanwhile() -> Non
 @pytest.mark.parametrize("key", ["up", "k", "pageup", "g", "home"])
 def test_moving_up_pauses_and_the_end_follows_again(key: str) -> None:
     async def story(d: Driver) -> None:
-        view = await opened(d)
+        await opened(d)
         await d.press(key)
-        assert not view.following
         shown = body(d)
         say(d, *numbered(50, first=100))
         await d.shows("paused +50")
         assert body(d) == shown
         await d.press("G")
-        assert view.following
+        await d.shows("● following")
         assert body(d)[-1] == "line 149."
 
     drive(story, simulation=simulation(*numbered(100)))
@@ -161,9 +168,8 @@ def test_filter_and_search_outlast_every_toggle_a_cut_and_a_new_stream() -> None
         await d.shows("yes again")
         assert kept()
         for key in ("3", "p", "p", "0"):
-            before = len(wishes(d))
-            await d.press(key)
-            await d.until(lambda before=before: len(wishes(d)) > before and "yes one" in d.text, f"{key} asked anew")
+            await asks_anew(d, key)
+            await d.shows("yes one")
             assert kept(), key
 
     entries = (entry(1, "yes one"), entry(2, "no two"), entry(3, "yes two"))
@@ -215,9 +221,7 @@ def test_the_digits_ask_for_as_much_as_in_k9s() -> None:
     async def story(d: Driver) -> None:
         await opened(d)
         for key in "0123456":
-            before = len(wishes(d))
-            await d.press(key)
-            await d.until(lambda before=before: len(wishes(d)) > before, "asked anew")
+            await asks_anew(d, key)
         asked = [(wish.since, wish.tail, wish.follow) for wish in wishes(d)[1:]]
         assert asked == [
             (None, 1000, True), (None, None, False), ("2026-11-23T14:02:22Z", None, True),
@@ -244,9 +248,7 @@ def test_the_run_before_and_other_revisions_are_asked_for() -> None:
     async def story(d: Driver) -> None:
         await opened(d)
         for keys in ("p", "p", "[", "[", "]", "]"):
-            before = len(wishes(d))
-            await d.press({"[": "left_square_bracket", "]": "right_square_bracket"}.get(keys, keys))
-            await d.until(lambda before=before: len(wishes(d)) > before, "asked anew")
+            await asks_anew(d, {"[": "left_square_bracket", "]": "right_square_bracket"}.get(keys, keys))
         asked = [(wish.previous, wish.follow, wish.revision) for wish in wishes(d)[1:]]
         assert asked == [
             (True, False, None), (False, True, None), (False, True, 8), (False, True, 7), (False, True, 8),
@@ -505,10 +507,10 @@ def test_wrapped_lines_are_selected_whole() -> None:
 def test_the_wheel_pauses_and_at_the_end_follows_again() -> None:
     async def story(d: Driver) -> None:
         view = await opened(d)
-        await d.pilot._post_mouse_events([__import__("textual.events").events.MouseScrollUp], view, offset=(5, 5))
+        await d.pilot._post_mouse_events([MouseScrollUp], view, offset=(5, 5))
         await d.until(lambda: not view.following, "the wheel pauses")
         for _ in range(4):
-            await d.pilot._post_mouse_events([__import__("textual.events").events.MouseScrollDown], view, offset=(5, 5))
+            await d.pilot._post_mouse_events([MouseScrollDown], view, offset=(5, 5))
         await d.until(lambda: view.following, "at the end it follows")
 
     drive(story, simulation=simulation(*numbered(100)))

@@ -17,6 +17,7 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
 
 from quarterdeck_console.errors import ConsoleError
 from quarterdeck_console.tui import commands, logfiles, look, words
@@ -100,7 +101,9 @@ class LogsScreen(View):
     ]  # fmt: skip
 
     DEFAULT_CSS = """
-    LogsScreen #log-state { height: 1; background: $boost; text-wrap: nowrap; text-overflow: ellipsis; }
+    LogsScreen #log-line { height: 1; background: $boost; }
+    LogsScreen #log-state { width: 1fr; text-wrap: nowrap; text-overflow: ellipsis; }
+    LogsScreen #log-count { width: 14; color: $text-muted; }
     """
 
     def __init__(
@@ -136,7 +139,10 @@ class LogsScreen(View):
         return commands.words(*parts, *(["--previous"] if self.previous else [] if self.preset.head else ["-f"]))
 
     def body(self) -> ComposeResult:
-        yield Label(id="log-state")
+        with Horizontal(id="log-line"):
+            yield Label(id="log-state")
+            # By itself, for it changes with every batch: the other is not sent again for that.
+            yield Label(id="log-count")
         yield LogView(self.sources, id="log", empty="no lines yet")
         yield SearchLine()
 
@@ -405,12 +411,13 @@ class LogsScreen(View):
         if self.revision is not None:
             parts.append((f"  revision {self.revision}", Severity.WARNING))
         parts += [("  ", ""), *self._presets()]
-        parts += self._counts()
+        parts += self._narrowed()
         view = self.log_view
         for on_, name in ((view.wrapped, "wrap"), (view.times, "times")):
             if on_:
                 parts.append((f"  {name}", Severity.MUTED))
         self.query_one("#log-state", Label).show(words.joined(*parts))
+        self.query_one("#log-count", Label).show(words.line(f"{count(len(view.rows.every), 'line')} ".rjust(14)))
 
     def _activity(self) -> tuple[str, str | Severity]:
         if self.asked:
@@ -440,13 +447,12 @@ class LogsScreen(View):
         shown = [(f"  ○ {host} cut", Severity.BAD) for host in hosts[:2]]
         return [*shown, (f" and {len(hosts) - 2} more", Severity.BAD)] if len(hosts) > 2 else shown
 
-    def _counts(self) -> list[tuple[str, str | Severity]]:
-        rows, filter_ = self.log_view.rows, self.query_one(FilterLine).value.strip()
-        sought = self.query_one(SearchLine).value
-        parts: list[tuple[str, str | Severity]] = [(f"  {count(len(rows.every), 'line')}", Severity.MUTED)]
-        if filter_:
-            parts.append((f"  /{filter_} {len(rows.shown):,}", Severity.WARNING))
-        if sought:
+    def _narrowed(self) -> list[tuple[str, str | Severity]]:
+        """What of the lines is shown, and what is looked for in them."""
+        parts: list[tuple[str, str | Severity]] = []
+        if filter_ := self.query_one(FilterLine).value.strip():
+            parts.append((f"  /{filter_} {len(self.log_view.rows.shown):,}", Severity.WARNING))
+        if sought := self.query_one(SearchLine).value:
             parts.append((f"  find {sought}" + (f" {self._hit}" if self._hit else ""), Severity.WARNING))
         return parts
 

@@ -35,7 +35,8 @@ class FilterLine(Input):
     def open(self) -> None:
         """Show the line, with what was typed before."""
         self.add_class("open")
-        self.focus()
+        # Not `focus()`, which takes effect later: the next key may be here already.
+        self.screen.set_focus(self)
 
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:

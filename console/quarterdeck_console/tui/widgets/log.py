@@ -30,6 +30,10 @@ NARROWEST = 20
 """Columns that the text of a wrapped line has at least, however wide its prefix."""
 
 
+RULE = "──"
+"""How a mark, a gap or an error begins. They are wrapped always: what they say must not be beyond the edge."""
+
+
 class Piece(NamedTuple):
     """What one line of the screen shows: a stretch of a row's text, the whole of it unless it is wrapped."""
 
@@ -70,6 +74,7 @@ class LogView(ScrollView, can_focus=True):
 
     DEFAULT_CSS = """
     LogView { height: 1fr; overflow-x: hidden; overflow-y: auto; scrollbar-size-vertical: 1; }
+    LogView.following { scrollbar-size-vertical: 0; }
     LogView > .log--muted { color: $text-disabled; }
     LogView > .log--good { color: $text-success; }
     LogView > .log--busy { color: $text-accent; }
@@ -98,7 +103,8 @@ class LogView(ScrollView, can_focus=True):
         following: bool
 
     def __init__(self, sources: Sources, rows: Rows | None = None, *, id: str | None = None, empty: str = "") -> None:
-        super().__init__(id=id)
+        # While following there is no scrollbar: Textual sends all of it, twice, with every batch.
+        super().__init__(id=id, classes="following")
         self.sources = sources
         self.rows = rows or Rows()
         self.empty = empty
@@ -160,10 +166,8 @@ class LogView(ScrollView, can_focus=True):
         """Stay at the newest line, or where we are."""
         if following == self.following:
             return
-        self.following = following
-        self.cursor = len(self.laid) - 1 if following else self._last_visible()
+        self._set_following(following, len(self.laid) - 1 if following else self._last_visible())
         self._settle(round(self.scroll_y))
-        self.post_message(self.Followed(following))
 
     def visible_text(self) -> str:
         """What is on the screen, in plain text, wrapped lines whole."""
@@ -257,9 +261,12 @@ class LogView(ScrollView, can_focus=True):
 
     def _pause(self) -> None:
         if self.following:
-            self.following = False
-            self.cursor = max(0, len(self.laid) - 1)
-            self.post_message(self.Followed(False))
+            self._set_following(False, len(self.laid) - 1)
+
+    def _set_following(self, following: bool, cursor: int) -> None:
+        self.following, self.cursor = following, max(0, cursor)
+        self.set_class(following, "following")
+        self.post_message(self.Followed(following))
 
     def _go(self, place: int) -> None:
         if not self.laid:
@@ -374,9 +381,10 @@ class LogView(ScrollView, can_focus=True):
         return place
 
     def _pieces(self, row: Row) -> Sequence[Piece]:
-        if not self.wrapped or row.kind != "line":
+        if row.kind == "line" and not self.wrapped:
             return (Piece(row, 0, len(row.text)),)
-        room = max(NARROWEST, self._width - log_text.cells(self._head(row)))
+        head = self._head(row) if row.kind == "line" else f"{RULE} {self._time(row)} "
+        room = max(NARROWEST, self._width - log_text.cells(head))
         return [Piece(row, start, end) for start, end in log_text.pieces(row.text, room)]
 
     def _prune(self) -> int:
@@ -420,11 +428,8 @@ class LogView(ScrollView, can_focus=True):
         self.refresh()
 
     def on_resize(self, _event: events.Resize) -> None:
-        relabelled = self.sources.relabel(self._widest_label())
-        if relabelled or self.wrapped:
-            self._lay_all(self._anchor())
-        else:
-            self._settle(round(self.scroll_y))
+        self.sources.relabel(self._widest_label())
+        self._lay_all(self._anchor())
 
     @property
     def _width(self) -> int:
@@ -452,21 +457,19 @@ class LogView(ScrollView, can_focus=True):
         piece = self.laid[place]
         ground = ("cursor",) if place == self.cursor and not self.following else ()
         if piece.row.kind != "line":
-            return self._rule(piece.row, width, ground)
+            return self._rule(piece, width, ground)
         runs, used = self._runs(piece, width, ground)
         if (selection := self.text_selection) is not None and (span := selection.get_span(place + self.passed)):
             chosen = self.screen.get_component_rich_style("screen--selection")
-            end = span[1] if span[1] != -1 else len(piece.row.text) + 1000
+            end = span[1] if span[1] != -1 else len(self._head(piece.row)) + piece.end - piece.start
             runs = _overlaid(runs, [(span[0], end)], lambda _style: chosen)
         segments = [
             Segment(run.text, run.style + Style.from_meta({"offset": (run.at, place + self.passed)})) for run in runs
         ]
-        if used < width:
-            segments.append(Segment(" " * (width - used), self._look("plain", *ground)))
-        return Strip(segments, max(used, width))
+        return Strip(segments, used)
 
     def _runs(self, piece: Piece, width: int, ground: tuple[str, ...]) -> tuple[list[Run], int]:
-        """The runs of a line and the columns that they take."""
+        """The runs of a line and the columns that they take: all of them, since the last is as long as it must be."""
         row = piece.row
         time, label = self._time(row), self.sources.label(row.source)
         head = len(time) + len(label)
@@ -483,11 +486,13 @@ class LogView(ScrollView, can_focus=True):
         end = min(piece.end, log_text.fitting(row.text, start, max(0, width - used)))
         text = row.text[start:end]
         at = head + start - piece.start
-        body = [Run(at, text, self._look(row.meaning.value, *ground))]
+        used += log_text.cells(text)
+        # The rest of the line belongs to the text: a run of its own would cost forty bytes a line on the wire.
+        body = [Run(at, text + " " * (width - used), self._look(row.meaning.value, *ground))]
         for wanted, name in ((self.filtered, "matched"), (self.sought, "found")):
             if wanted is not None:
                 body = self._highlighted(body, row, wanted, name, head - piece.start, ground)
-        return [run for run in (*runs, *body) if run.text], used + log_text.cells(text)
+        return [run for run in (*runs, *body) if run.text], max(used, width)
 
     def _highlighted(
         self, body: list[Run], row: Row, wanted: re.Pattern[str], name: str, shift: int, ground: tuple[str, ...]
@@ -505,12 +510,14 @@ class LogView(ScrollView, can_focus=True):
             body = _overlaid(body, here, lambda style: style + self._look("current", *ground, partial=True))
         return body
 
-    def _rule(self, row: Row, width: int, ground: tuple[str, ...]) -> Strip:
+    def _rule(self, piece: Piece, width: int, ground: tuple[str, ...]) -> Strip:
         """A mark, a gap or an error: a line across, with words in it."""
-        style = self._look(row.kind, *ground)
-        text = f"── {self._time(row)}{row.text} "
+        row, style = piece.row, self._look(piece.row.kind, *ground)
+        head = f"{RULE} {self._time(row)}"
+        text = (" " * len(head) if piece.start else head) + row.text[piece.start : piece.end] + " "
         text = text[: log_text.fitting(text, 0, width)]
-        return Strip([Segment(text + "─" * (width - log_text.cells(text)), style)], width)
+        rest = "─" if piece.end >= len(row.text) else " "
+        return Strip([Segment(text + rest * (width - log_text.cells(text)), style)], width)
 
     def _head(self, row: Row) -> str:
         return "" if row.kind != "line" else self._time(row) + self.sources.label(row.source)
