@@ -16,7 +16,7 @@ from typing import Any
 from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.errors import InvalidInput
 from quarterdeck_agent.fields import Fields, check_json, check_path, check_text
-from quarterdeck_agent.protocol import Change, ManifestFile, Revision
+from quarterdeck_agent.protocol import Change, ManifestFile, Revision, Version
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
@@ -375,8 +375,19 @@ def shown(key: str, value: str | None) -> str | None:
 
 def public(revision: Revision) -> Revision:
     """A revision as it may leave the agent: the values of secrets in its environment are hidden."""
-    env = {key: HIDDEN if shown(key, value) == HIDDEN else value for key, value in revision.spec.env.items()}
+    env = _hidden(revision.spec.env)
     return revision if env == revision.spec.env else replace(revision, spec=replace(revision.spec, env=env))
+
+
+def public_version(version: Version) -> Version:
+    """A version as it may leave the agent: the values of secrets in its `[env]` are hidden."""
+    env = version.config.get("env", {})
+    hidden = _hidden(env)
+    return version if env == hidden else replace(version, config={**version.config, "env": hidden})
+
+
+def _hidden(env: Mapping[str, str]) -> dict[str, str]:
+    return {key: HIDDEN if shown(key, value) == HIDDEN else value for key, value in env.items()}
 
 
 def _as_table(model: ModelConfig) -> dict[str, Any]:

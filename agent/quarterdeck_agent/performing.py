@@ -210,7 +210,7 @@ class Performer:
         self, d: WantedDeployment, revision: WantedRevision, step: str, reason: FailureReason, error: Exception
     ) -> None:
         """A rollout's target fails for good; a live revision counts it as a crash and is tried again later."""
-        message = " ".join(filter(None, (error.detail, error.hint))) if isinstance(error, AgentError) else str(error)
+        message = _in_words(error)
         if d.live is None or d.live.number != revision.number:
             await self._fail(d, revision, step, reason, message, None)
             return
@@ -299,3 +299,10 @@ def replica_spec(
         writable_root=recipe.model.writable_root,
         user=recipe.model.user,
     )
+
+
+def _in_words(error: Exception) -> str:
+    """What happened and what to do, as sentences."""
+    if not isinstance(error, AgentError):
+        return str(error)
+    return f"{error.detail.rstrip('.')}. {error.hint}" if error.hint else error.detail

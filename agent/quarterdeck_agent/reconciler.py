@@ -25,7 +25,7 @@ from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.steps import Step
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.traffic import routes
-from quarterdeck_agent.wanted import Wanted, WantedDeployment
+from quarterdeck_agent.wanted import Instant, Wanted, WantedDeployment
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Reconciler:
         routed = self._route(wanted, seen, now)
         for deployment in wanted.deployments:
             await self._take_steps(deployment, seen, now)
-        await self._finish_operations(wanted, routed)
+        await self._finish_operations(wanted, seen, routed)
         await parts.reporter.publish(wanted, seen)
         self.looked.set()
         for waiter in curious:
@@ -192,19 +192,40 @@ class Reconciler:
             self._gateway_task = None
             self.wake()
 
-    async def _finish_operations(self, wanted: Wanted, routed: bool) -> None:
-        """An operation has succeeded when its revision is live and the gateway has confirmed the routes of this."""
+    async def _finish_operations(self, wanted: Wanted, seen: Seen, routed: bool) -> None:
+        """An operation has succeeded when its revision is live, all its replicas are ready, and the gateway has
+        confirmed the routes of this. One whose new replicas crash instead (more of the same were asked for) has failed.
+        """
         if not routed:
             return
         for d in wanted.deployments:
             live = d.live
             if live is None or (d.holding and rolling(d)) or d.removing or live.operation in self._finished:
                 continue  # during a hold the routes that were confirmed are the target's
-            await self._parts.reporter.close(live.operation)
-            await asyncio.to_thread(
-                self._parts.store.finish_operation, live.operation, OperationState.SUCCEEDED, None, None
-            )
-            self._finished.add(live.operation)
+            if rolling(d) or _complete(d, seen):
+                await self._finish(live.operation, OperationState.SUCCEEDED)
+            elif live.crashes and _later(live.crashes[-1], live.created):
+                code = live.reason.value if live.reason else None
+                await self._finish(live.operation, OperationState.FAILED, code, "its replicas end again and again")
+
+    async def _finish(
+        self, operation: str, state: OperationState, code: str | None = None, detail: str | None = None
+    ) -> None:
+        await self._parts.reporter.close(operation, failed=state is OperationState.FAILED)
+        await asyncio.to_thread(self._parts.store.finish_operation, operation, state, code, detail)
+        self._finished.add(operation)
+
+
+def _complete(d: WantedDeployment, seen: Seen) -> bool:
+    """Whether as many replicas are ready as the live revision asks for."""
+    if d.live is None or d.live.spec.stopped:
+        return True
+    ready = sum(1 for replica in seen.of(d.name) if replica.ready and replica.found.body == d.live.body)
+    return ready >= d.live.spec.replicas
+
+
+def _later(one: Instant, other: Instant) -> bool:
+    return one.boot_id == other.boot_id and one.seconds > other.seconds
 
 
 def _in_motion(d: WantedDeployment, seen: Seen) -> bool:

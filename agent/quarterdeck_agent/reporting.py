@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Literal
 
 from quarterdeck_agent.board import Board
-from quarterdeck_agent.bundle import public
+from quarterdeck_agent.bundle import public, public_version
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Progress, Resources
 from quarterdeck_agent.errors import AgentError
@@ -135,7 +135,7 @@ class Reporter:
         operations = await asyncio.to_thread(self._store.operations, OPERATIONS_SHOWN)
         self._board.publish_all("operation", {o.id: self.with_steps(o) for o in operations})
         versions = await asyncio.to_thread(self._store.versions)
-        self._board.publish_all("version", {version.id: version for version in versions})
+        self._board.publish_all("version", {version.id: public_version(version) for version in versions})
 
     def with_steps(self, operation: Operation) -> Operation:
         """An operation with its steps as they stand this moment."""

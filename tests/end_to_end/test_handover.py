@@ -145,6 +145,7 @@ def test_scale_restart_stop_and_remove(host: Agent, tmp_path: Path) -> None:
     deployed(host, tmp_path, "1")
     with Load(host, "toy") as load:
         host.must("scale", "toy", "3")
+        assert host.deployment("toy")["replicas_ready"] == 3
         until(lambda: len(load.count("pid")) == 3, "three replicas answer")
         old = {replica["handle"] for replica in host.deployment("toy")["replicas"]}
         host.must("restart", "toy")

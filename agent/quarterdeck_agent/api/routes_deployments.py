@@ -15,7 +15,7 @@ from quarterdeck_agent.api.answers import answer
 from quarterdeck_agent.api.bodies import Body
 from quarterdeck_agent.api.ports import ChangeBody, ChangeKind, Parts
 from quarterdeck_agent.api.routing import Caller, Generation, Has, Name, OperationId, router
-from quarterdeck_agent.bundle import public
+from quarterdeck_agent.bundle import public, public_version
 from quarterdeck_agent.errors import NotFound
 from quarterdeck_agent.principal import Principal, Role
 
@@ -178,7 +178,7 @@ async def _change(
 
 def _version(parts: Parts, version: str) -> protocol.Version | None:
     try:
-        return parts.records.version(version)
+        return public_version(parts.records.version(version))
     except NotFound:
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Query
@@ -15,6 +16,7 @@ from quarterdeck_agent.api.access import needs
 from quarterdeck_agent.api.answers import answer
 from quarterdeck_agent.api.bodies import Body
 from quarterdeck_agent.api.routing import Caller, Digest, Has, OperationId, Ref, router
+from quarterdeck_agent.bundle import public_version
 from quarterdeck_agent.errors import InvalidInput, TooLarge
 from quarterdeck_agent.principal import Role
 
@@ -29,21 +31,22 @@ Push = Annotated[protocol.PushRequest, Body(protocol.PushRequest)]
 @needs(Role.VIEWER)
 async def versions(parts: Has) -> Response:
     """Newest first."""
-    return answer(await asyncio.to_thread(parts.records.versions))
+    return answer([public_version(each) for each in await asyncio.to_thread(parts.records.versions)])
 
 
 @routes.get("/v1/versions/{ref}", response_model=protocol.Version, summary="One version")
 @needs(Role.VIEWER)
 async def version(parts: Has, ref: Ref) -> Response:
     """The version with its files and its `model.toml` as it was read."""
-    return answer(await asyncio.to_thread(parts.records.version, ref))
+    return answer(public_version(await asyncio.to_thread(parts.records.version, ref)))
 
 
 @routes.post("/v1/pushes", response_model=protocol.PushPlan, summary="Plan a push")
 @needs(Role.OPERATOR)
 async def plan_push(parts: Has, body: Push) -> Response:
     """Checks the bundle and tells which bytes are still missing. Writes nothing."""
-    return answer(await asyncio.to_thread(parts.pushes.plan, body))
+    plan = await asyncio.to_thread(parts.pushes.plan, body)
+    return answer(replace(plan, version=public_version(plan.version)) if plan.version else plan)
 
 
 @routes.post(
@@ -53,7 +56,7 @@ async def plan_push(parts: Has, body: Push) -> Response:
 async def make_version(parts: Has, caller: Caller, operation: OperationId, body: Push) -> Response:
     """Possible once every blob is there whole and verified; the same bundle again returns the first version."""
     made = await asyncio.to_thread(parts.pushes.commit, body, caller.name, operation)
-    return answer(made, 201, {"location": f"/v1/versions/{made.id}"})
+    return answer(public_version(made), 201, {"location": f"/v1/versions/{made.id}"})
 
 
 @routes.delete("/v1/versions/{ref}", response_class=Response, status_code=204, summary="Remove a version")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from quarterdeck_agent.bundle import HIDDEN, diff, is_secret, parse
-from quarterdeck_agent.protocol import Change, ManifestFile
+from datetime import UTC, datetime
+
+from quarterdeck_agent.bundle import HIDDEN, diff, is_secret, parse, public_version
+from quarterdeck_agent.protocol import Change, ManifestFile, Version
 
 
 def test_changed_fields_and_files_are_shown_and_nothing_else() -> None:
@@ -36,3 +38,13 @@ def test_names_of_secrets_are_told_from_names_of_figures() -> None:
         )
     )
     assert not any(map(is_secret, ["MAX_TOKENS", "tokenizer", "KEYBOARD", "files.private/key", "secretary", "BYPASS"]))
+
+
+def test_secrets_in_the_environment_of_a_version_do_not_leave_the_agent() -> None:
+    env = {"API_TOKEN": "hunter2", "MODE": "fast", "SOURCE": "https://ana:hunter2@example.org/x"}
+    config = {"name": "m", "env": env}
+    version = Version("id", "m:1", "m", "command", 0, (), datetime(2026, 1, 1, tzinfo=UTC), "ana", config)
+    told = public_version(version)
+    assert told.config["env"] == {"API_TOKEN": "(hidden)", "MODE": "fast", "SOURCE": "(hidden)"}
+    assert version.config["env"]["API_TOKEN"] == "hunter2"
+    assert public_version(told) == told
