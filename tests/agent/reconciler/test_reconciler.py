@@ -14,14 +14,14 @@ import pytest
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.drivers.base import GatewaySeen, Resources, RoutingResources
 from quarterdeck_agent.errors import EngineUnresponsive
-from quarterdeck_agent.protocol import OperationState
+from quarterdeck_agent.protocol import FailureReason, OperationState
 from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.steps import Promote, Step
 from quarterdeck_agent.store import Store
-from quarterdeck_agent.wanted import WantedDeployment, WantedRevision
+from quarterdeck_agent.wanted import Instant, WantedDeployment, WantedRevision
 from tests.agent.plan.world import seen_replica
-from tests.agent.store.making import at, deploy
+from tests.agent.store.making import at, deploy, failure
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Pretended:
     def known_asks(self, _: WantedRevision) -> Resources | None:
         return None
 
-    async def close(self, operation: str) -> None:
+    async def close(self, operation: str, *, failed: bool = False) -> None:
         self.closed.append(operation)
 
     async def perform(self, d: WantedDeployment, step: Step) -> None:
@@ -182,3 +182,31 @@ def test_a_warm_rollback_is_promoted_in_the_pass_that_sees_it(store: Store) -> N
     asyncio.run(running(made(store, host), lambda: host.steps))
     first = host.steps[0]
     assert isinstance(first, Promote) and first.revision.number == again
+
+
+def ready_replica(name: str, body: str) -> Any:
+    found = seen_replica(name, body)
+    return replace(found, found=replace(found.found, deployment="digits"))
+
+
+def test_more_replicas_are_there_when_they_are_ready_not_when_they_are_asked_for(store: Store) -> None:
+    more = deploy(store, "one", replicas=2)
+    assert more.revision is not None and store.promote("digits", more.revision, at())
+    host = Pretended(replicas=(ready_replica("digits-1-0", "one"),), hangs=asyncio.Event())
+    asyncio.run(running(made(store, host), lambda: host.alive > 20))
+    assert store.operation(more.id).finished_at is None
+    host = Pretended(replicas=tuple(ready_replica(f"digits-1-{slot}", "one") for slot in range(2)))
+    asyncio.run(running(made(store, host), lambda: store.operation(more.id).finished_at))
+    assert store.operation(more.id).state is OperationState.SUCCEEDED
+
+
+def test_more_replicas_that_end_again_and_again_end_the_change_as_failed(store: Store) -> None:
+    more = deploy(store, "one", replicas=2)
+    assert more.revision is not None and store.promote("digits", more.revision, at())
+    crash = failure(FailureReason.OUT_OF_MEMORY)
+    created = store.wanted().deployments[0].target.created
+    store.record_crash("digits", "one", Instant(created.boot_id, created.seconds + 1), crash)
+    host = Pretended(replicas=(ready_replica("digits-1-0", "one"),), hangs=asyncio.Event())
+    asyncio.run(running(made(store, host), lambda: store.operation(more.id).finished_at))
+    ended = store.operation(more.id)
+    assert (ended.state, ended.code) == (OperationState.FAILED, "out_of_memory")
