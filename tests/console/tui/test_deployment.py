@@ -342,9 +342,7 @@ def carded(text: str) -> Simulation:
 
 
 def test_v_shows_the_version_its_metadata_and_its_card() -> None:
-    text = (
-        "# Embeddings\n\nGood at *search*, see [a paper](https://example.org/x).\n\n| a | b |\n|---|---|\n| 1 | 22 |"
-    )
+    text = "# Embeddings\n\nGood at *search*, see [a paper](https://example.org/x).\n\n| a | b |\n|---|---|\n| 1 | 22 |"
 
     async def story(d: Driver) -> None:
         await opened(d)

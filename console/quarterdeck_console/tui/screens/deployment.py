@@ -64,6 +64,12 @@ class DeploymentScreen(TargetView):
     DeploymentScreen.-zoomed #revisions, DeploymentScreen.-zoomed #replicas { display: none; }
     """
 
+    # Not by default CSS, which gives way to the app's: there is one cursor to look at, the other comes with the focus.
+    CSS = """
+    DeploymentScreen #replicas > .table--cursor { background: $background; }
+    DeploymentScreen #replicas:focus > .table--cursor { background: $primary 35%; }
+    """
+
     def __init__(self, context: Context, target: m.Target) -> None:
         super().__init__(context)
         self.target = target

@@ -172,7 +172,7 @@ class GpusScreen(TargetView):
         end = max([now, *(each.at for each in samples[-1:])])
         size = label.size.width, label.size.height - 1
         drawn = chart.draw(samples, end - span, end, size, metric.top(gpu), metric.unit)
-        return words.lines([head, *(words.line(line, "$text-success") for line in drawn)])
+        return words.lines([head, *(_coloured(line) for line in drawn)])
 
     def on_resize(self) -> None:
         # Textual calls `on_resize` of the base class by itself.
@@ -207,3 +207,9 @@ class GpusScreen(TargetView):
         self._span = (self._span + 1) % len(SPANS)
         self._asked_at.clear()
         self._again()
+
+
+def _coloured(line: str) -> Content:
+    """The scale muted, the series in its colour."""
+    place = chart.AXIS if "│" in line else len(line)
+    return words.joined((line[:place], Severity.MUTED), (line[place:], "$text-success"))
