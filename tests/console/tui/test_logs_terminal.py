@@ -52,10 +52,12 @@ def test_lines_made_to_harm_a_terminal_reach_it_as_text_and_are_copied_as_text(a
     with terminal(fleet, TMUX="", STY="") as t:
         open_logs(t)
         shows(t, "[@click=app.quit]press[/]")
-        for key in ("w", "t", "/", *"press", "\r", "f", *"quit", "\r", *"nmjkgGp"):
-            t.press(key.encode())
-            t.read(0.05)
-            t.read(0.05)
+        for keys, answer in (
+            (b"wt/", "~fuzzy"), (b"press\r", "/press 1"), (b"f", "find: n next"), (b"quit\r", "find quit 1/1"),
+            (b"nmjkgGp", "the run before"),
+        ):  # fmt: skip
+            t.press(keys)
+            shows(t, answer)
         assert t.process.poll() is None, "it still runs"
         for wrong in (b"\x1b]52", b"aGFja2Vk\x07", b"\x1b[31mred", "\x9b2J".encode(), "\u202e".encode()):
             assert wrong not in t.bytes, wrong
