@@ -144,8 +144,12 @@ class Session:
             self._urgent.clear()
             await self._shown.wait()
             self._shown.clear()
+            turn = time.monotonic() + SLICE
             for host in tuple(self._waiting):
                 self._fold_waiting(host)
+                if time.monotonic() > turn:
+                    await asyncio.sleep(0)
+                    turn = time.monotonic() + SLICE
             self.fleet = FleetState(dict(self._hosts))
             changed, self._dirty = frozenset(self._dirty), set()
             self._post(m.FleetChanged(self.fleet, changed))

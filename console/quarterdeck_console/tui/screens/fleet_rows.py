@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from quarterdeck_agent.protocol import DeploymentState, DeploymentStatus, Failure, FailureReason, Gpu, Traffic
+from quarterdeck_agent.protocol import DeploymentState, DeploymentStatus, Failure, FailureReason, Gpu
 from quarterdeck_console import views
 from quarterdeck_console.clean import clean_line
 from quarterdeck_console.state import FleetState, HostState
 from quarterdeck_console.tui import marks
 from quarterdeck_console.tui.history import History
-from quarterdeck_console.tui.widgets.table import Column, Line
+from quarterdeck_console.tui.widgets.table import Column, Later, Line
 from quarterdeck_console.views import NOTHING, Cell, Severity
 
 COLUMNS = (
@@ -34,17 +35,14 @@ NUMBER_BLANK = Cell(NOTHING, Severity.MUTED, number=True)
 # --- deployments -----------------------------------------------------------------------------------------------------
 
 
-def lines(fleet: FleetState, now: datetime) -> Iterator[Line]:
+def lines(fleet: FleetState, now: datetime) -> Iterator[Line | Later]:
     """Every deployment of every host; a host of which nothing is known has one line that says so."""
     for host in fleet.hosts.values():
         if host.status is None:
             yield _silent(host, now)
             continue
-        traffic: dict[str, list[Traffic]] = {}
-        for counted in host.status.traffic:
-            traffic.setdefault(counted.deployment, []).append(counted)
         for each in host.status.deployments:
-            yield _deployment(host, each, traffic.get(each.name, []), now)
+            yield Later((host.name, each.name), partial(_deployment, host, each, now))
 
 
 def _silent(host: HostState, now: datetime) -> Line:
@@ -57,8 +55,9 @@ def _silent(host: HostState, now: datetime) -> Line:
     return Line((host.name, ""), tuple(cells), tuple(sort), faded=True, note=(1, note))
 
 
-def _deployment(host: HostState, each: DeploymentStatus, traffic: Sequence[Traffic], now: datetime) -> Line:
+def _deployment(host: HostState, each: DeploymentStatus, now: datetime) -> Line:
     lost = host.connection == "lost"
+    traffic = [t for t in host.status.traffic if t.deployment == each.name] if host.status is not None else []
     rate, errors, held = _sum(t.rate for t in traffic), _sum(t.errors for t in traffic), _sum(t.held for t in traffic)
     live = next((t for t in traffic if t.revision == each.live_revision), None)
     state = Cell(f"? unreachable; was {_state(each, now).text}", Severity.BAD) if lost else _state(each, now)
@@ -162,10 +161,10 @@ def gpus_that_fit(fleet: FleetState, width: int) -> int:
     return min(most, room) if room >= min(2, most) else 0
 
 
-def host_lines(fleet: FleetState, history: History, gpus: int, now: datetime) -> Iterator[Line]:
+def host_lines(fleet: FleetState, history: History, gpus: int, now: datetime) -> Iterator[Later]:
     """Every host with its figures; of one that does not answer the last ones, and since when."""
     for host in fleet.hosts.values():
-        yield _host(host, history, gpus, now)
+        yield Later((host.name,), partial(_host, host, history, gpus, now))
 
 
 def _host(host: HostState, history: History, gpus: int, now: datetime) -> Line:

@@ -59,6 +59,30 @@ class Line:
         return self.searched or " ".join(cell.text for cell in self.cells)
 
 
+class Later:
+    """A row that is made when somebody looks at it: of thousands that change, a few are on the screen."""
+
+    __slots__ = ("_made", "_make", "key")
+
+    def __init__(self, key: Key, make: Callable[[], Line]) -> None:
+        self.key, self._make = key, make
+        self._made: Line | None = None
+
+    @property
+    def line(self) -> Line:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+
+class _Lines(dict[Key, Line | Later]):
+    """Rows by key, made when they are asked for with `of`."""
+
+    def of(self, key: Key) -> Line:
+        found = self[key]
+        return found.line if isinstance(found, Later) else found
+
+
 @dataclass(slots=True)
 class _Shape:
     """Which columns are shown, by index, and how wide."""
@@ -121,7 +145,7 @@ class Table(ScrollView, can_focus=True):
         super().__init__(id=id)
         self.columns = tuple(columns)
         self.empty = empty
-        self.lines: dict[Key, Line] = {}
+        self.lines = _Lines()
         self.order: list[Key] = []
         self.selected: set[Key] = set()
         self.cursor: Key | None = None
@@ -136,10 +160,10 @@ class Table(ScrollView, can_focus=True):
 
     # --- what there is ---------------------------------------------------------------------------------------------
 
-    def show_rows(self, rows: Iterable[Line]) -> None:
+    def show_rows(self, rows: Iterable[Line | Later]) -> None:
         """These are the rows now, in their usual order; what is on screen and did not change is not drawn again."""
         old, old_order = self.lines, self.order
-        self.lines = {row.key: row for row in rows}
+        self.lines = _Lines({row.key: row for row in rows})
         self.selected &= self.lines.keys()
         self._arrange()
         if self.order != old_order:
@@ -148,7 +172,7 @@ class Table(ScrollView, can_focus=True):
         top, height = self.scroll_offset.y, max(0, self.size.height - 1)
         for place in range(top, min(len(self.order), top + height)):
             key = self.order[place]
-            if old[key] != self.lines[key]:
+            if old.of(key) != self.lines.of(key):
                 self._draw(place)
 
     def show_columns(self, columns: Sequence[Column]) -> None:
@@ -156,7 +180,7 @@ class Table(ScrollView, can_focus=True):
         if tuple(columns) != self.columns:
             self.columns = tuple(columns)
             self._shape.width = -1
-            self.lines, self.order = {}, []
+            self.lines, self.order = _Lines(), []
             self.refresh()
 
     def set_filter(self, typed: str) -> None:
@@ -173,16 +197,17 @@ class Table(ScrollView, can_focus=True):
         self.refresh()
 
     def _arrange(self) -> None:
-        rows = [row for row in self.lines.values() if self._wanted(row.text())] if self.filter else None
-        found = list(self.lines.values()) if rows is None else rows
+        found = list(self.lines)
+        if self.filter:
+            found = [key for key in found if self._wanted(self.lines.of(key).text())]
         index = next((i for i, column in enumerate(self.columns) if column.key == self.sort_column), None)
         if index is not None:
-            known = [row for row in found if len(row.sort) > index and row.sort[index] is not None]
-            unknown = [row for row in found if not (len(row.sort) > index and row.sort[index] is not None)]
-            known.sort(key=lambda row: row.sort[index], reverse=self.descending)
-            found = known + unknown
+            values = {key: row.sort[index] for key in found if len((row := self.lines.of(key)).sort) > index}
+            known = [key for key in found if values.get(key) is not None]
+            unknown = [key for key in found if values.get(key) is None]
+            found = sorted(known, key=lambda key: values[key], reverse=self.descending) + unknown
         before = len(self.order), self.cursor
-        self.order = [row.key for row in found]
+        self.order = found
         self._keep_cursor()
         if self.is_attached and (len(self.order), self.cursor) != before:
             self._resize()
@@ -218,7 +243,7 @@ class Table(ScrollView, can_focus=True):
     @property
     def current(self) -> Line | None:
         """The row under the cursor."""
-        return self.lines.get(self.cursor) if self.cursor is not None else None
+        return self.lines.of(self.cursor) if self.cursor in self.lines and self.cursor is not None else None
 
     @property
     def chosen(self) -> tuple[Key, ...]:
@@ -376,7 +401,7 @@ class Table(ScrollView, can_focus=True):
                 return self._strip([Segment(" " + text, self._style("muted", False, False, False))], width)
             return Strip.blank(width, self._style("plain", False, False, False))
         key = self.order[place]
-        return self._row(self.lines[key], key == self.cursor, key in self.selected, width)
+        return self._row(self.lines.of(key), key == self.cursor, key in self.selected, width)
 
     def _header(self, width: int) -> Strip:
         style = self.get_component_rich_style("table--header")
