@@ -7,9 +7,10 @@ from datetime import timedelta
 
 from quarterdeck_agent import protocol as p
 from quarterdeck_console.tui import messages as m
+from quarterdeck_console.tui.screens import operations_rows
 from quarterdeck_console.tui.screens.operations import OperationsScreen
 from quarterdeck_console.tui.widgets.pane import Pane
-from tests.console.simulation import NOW, Simulation, ago, operation, simulated_detail
+from tests.console.simulation import NOW, Simulation, ago, host_status, operation, simulated_detail
 from tests.console.tui.driving import Driver, drive
 
 HOSTILE = "[/x] [@click=app.quit]quit[/] \x1b]52;c;aGk=\x07"
@@ -153,6 +154,23 @@ def test_a_lost_hosts_changes_stay() -> None:
         assert "op-embed" in order(d)
 
     drive(story)
+
+
+def test_of_very_many_changes_the_newest_are_shown_and_the_rest_is_counted() -> None:
+    many = tuple(operation("scale", "vad", f"op-{n}", at=ago(minutes=n)) for n in range(operations_rows.SHOWN + 7))
+    running = operation("deploy", "vad", "live", at=ago(days=9), state=p.OperationState.RUNNING, finished_at=None)
+    simulation = Simulation({"a": host_status("a", operations=(*many, running))})
+
+    async def story(d: Driver) -> None:
+        await d.press("3")
+        await d.until(lambda: len(order(d)) == operations_rows.SHOWN + 1, "they are listed")
+        assert order(d)[:2] == ["live", "op-0"]
+        await d.press("G")
+        await d.shows("… and 8 older ones: see qd operations")
+        await d.press("d", "l", "R")
+        assert not d.app.screen.is_modal
+
+    drive(story, simulation=simulation)
 
 
 def test_the_command_that_shows_the_same_is_there() -> None:

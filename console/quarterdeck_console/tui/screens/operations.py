@@ -75,7 +75,10 @@ class OperationsScreen(TargetView):
     def chosen(self) -> tuple[str, Operation] | None:
         """The change under the cursor, with its host."""
         key = self.query_one("#operations", Table).cursor
-        return next((found for found in self._operations() if (found[0], found[1].id) == key), None)
+        host = self.fleet.hosts.get(key[0]) if key is not None else None
+        if key is None or host is None or host.status is None:
+            return None
+        return next(((host.name, each) for each in host.status.operations if each.id == key[1]), None)
 
     def targets(self) -> tuple[m.Target, ...]:
         chosen = self.query_one("#operations", Table).chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -12,7 +13,7 @@ from quarterdeck_console.state import FleetState
 from quarterdeck_console.tui import marks
 from quarterdeck_console.tui.screens.deployment_rows import elapsed
 from quarterdeck_console.tui.widgets.table import Column, Line
-from quarterdeck_console.views import NOTHING, Cell
+from quarterdeck_console.views import NOTHING, Cell, Severity
 
 COLUMNS = (
     Column("host", "HOST", 10), Column("when", "WHEN", 6, number=True), Column("by", "WHO", 8),
@@ -20,6 +21,9 @@ COLUMNS = (
     Column("took", "TOOK", 7, number=True, drop=3), Column("rev", "REV", 4, number=True, drop=4),
     Column("why", "WHY", 30, drop=6), Column("id", "ID", 8, drop=7),
 )  # fmt: skip
+SHOWN = 1000
+"""Changes that have a row."""
+
 LIVE = (OperationState.PENDING, OperationState.RUNNING)
 
 
@@ -29,16 +33,19 @@ def is_live(each: Operation) -> bool:
 
 
 def lines(fleet: FleetState, now: datetime) -> Iterator[Line]:
-    """Those under way first, then the newest first."""
+    """Those under way first, then the newest first; of very many the oldest are counted only."""
     found = [
-        (host.name, each, host.connection == "lost")
+        (host, each)
         for host in fleet.hosts.values()
         if host.status is not None
         for each in host.status.operations
-    ]
-    found.sort(key=lambda one: (not is_live(one[1]), -one[1].at.timestamp()))
-    for host, each, lost in found:
-        yield _operation(host, each, lost, now)
+    ]  # fmt: skip
+    shown = heapq.nsmallest(SHOWN, found, key=lambda one: (not is_live(one[1]), -one[1].at.timestamp()))
+    for host, each in shown:
+        yield _operation(host.name, each, host.connection == "lost", now)
+    if len(found) > SHOWN:
+        told = Cell(f"… and {len(found) - SHOWN} older ones: see qd operations", Severity.MUTED)
+        yield Line(("", ""), (Cell(""),) * len(COLUMNS), note=(0, told))
 
 
 def _operation(host: str, each: Operation, lost: bool, now: datetime) -> Line:
