@@ -35,7 +35,7 @@ RATES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 URGENT = 0.1
 """Seconds that news a person waits for is held back, so that a burst makes one refresh."""
 
-SLICE = 0.005
+SLICE = 0.002
 """Seconds of folding events before whoever presses a key has a turn."""
 
 FLUSH = 0.25
