@@ -195,6 +195,17 @@ def test_search_highlights_and_goes_to_the_next_and_the_one_before_all_around() 
     drive(story, simulation=simulation(*numbered(20)))
 
 
+def test_a_hit_on_the_last_line_pauses_and_stays_paused_when_the_search_line_goes() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        await d.press("f", *"line 99", "enter")
+        await d.until(lambda: "‖ paused" in d.text and "n previous" not in d.text, "the search line is gone")
+        say(d, *numbered(5, first=100))
+        await d.shows("paused +5")
+
+    drive(story, simulation=simulation(*numbered(100)))
+
+
 def test_a_search_that_finds_nothing_says_so_and_n_without_one_asks_for_it() -> None:
     async def story(d: Driver) -> None:
         await opened(d)

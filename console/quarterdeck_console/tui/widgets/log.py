@@ -296,7 +296,7 @@ class LogView(ScrollView, can_focus=True):
         # A larger window also brings the end down, and is at the end still.
         if new_value < min(old_value, self.max_scroll_y):
             self._pause()
-        elif not self.following and new_value >= self.max_scroll_y:
+        elif not self.following and new_value > old_value and new_value >= self.max_scroll_y:
             self.set_following(True)
         if not self.following and self.laid:
             top = round(new_value)
