@@ -22,7 +22,7 @@ from textual_serve.server import Server
 
 from quarterdeck_console.errors import ConsoleError, Usage
 
-GRACE = 3.0
+GRACE = 1.0
 """Seconds that open pages have to end when the server does."""
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import psutil
 import pytest
 
 from tests.console.running import command, environment, qd, write_fleet
@@ -144,6 +145,68 @@ def test_json_tells_the_address_as_a_value(fleet: Path) -> None:
     finally:
         process.terminate()
         process.communicate(timeout=20)
+
+
+# --- the app behind a page -------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def opened(url: str) -> AsyncGenerator[aiohttp.ClientWebSocketResponse, None]:
+    """A page's own socket, without the page."""
+    parts = urlsplit(url)
+    where = f"ws://{parts.netloc}{parts.path}ws?width=100&height=30"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.ws_connect(where, origin=f"http://{parts.netloc}") as socket,
+    ):
+        yield socket
+
+
+async def until_shown(socket: aiohttp.ClientWebSocketResponse, text: str) -> None:
+    shown = ""
+    async with asyncio.timeout(20):
+        while text not in shown:
+            shown += (await socket.receive_bytes()).decode(errors="replace")
+
+
+def ended(processes: list[psutil.Process]) -> bool:
+    """Whether all of them end within the time that is given them."""
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    return not alive
+
+
+def test_an_app_ends_with_its_page(fleet: Path) -> None:
+    async def story(url: str, server: psutil.Process) -> None:
+        async with opened(url) as socket:
+            await until_shown(socket, "gpu-a1")
+            apps = server.children(recursive=True)
+            assert apps
+        assert await asyncio.to_thread(ended, apps)
+
+    with serving(fleet) as (url, process):
+        asyncio.run(story(url, psutil.Process(process.pid)))
+
+
+def test_every_app_ends_with_the_server(fleet: Path) -> None:
+    async def story(url: str, server: psutil.Process) -> None:
+        async with opened(url) as one, opened(url) as other:
+            await until_shown(one, "gpu-a1")
+            await until_shown(other, "gpu-a1")
+            apps = server.children(recursive=True)
+            server.terminate()
+            assert await asyncio.to_thread(ended, apps)
+
+    with serving(fleet) as (url, process):
+        asyncio.run(story(url, psutil.Process(process.pid)))
+
+
+def test_read_only_holds_in_the_page(fleet: Path) -> None:
+    async def story(url: str) -> None:
+        async with opened(url) as socket:
+            await until_shown(socket, "read-only")
+
+    with serving(fleet, "--read-only") as (url, _):
+        asyncio.run(story(url))
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
