@@ -42,11 +42,12 @@ def measure(folder: Path) -> Sequence[Figure]:
             until(lambda: b"digits" in terminal.seen, "the fleet is shown")
             terminal.press(b"l")
             until(lambda: b"following" in terminal.seen and chatter.sent > 3 * RATE, "the log is followed")
-            sent, cpu, lines, began = terminal.count, cpu_seconds(process.pid), chatter.sent, time.monotonic()
-            time.sleep(SECONDS)
+            cpu, lines, began = cpu_seconds(process.pid), chatter.sent, time.monotonic()
+            bytes_ = _rate(terminal)
             elapsed = time.monotonic() - began
-            bytes_ = (terminal.count - sent) / elapsed / 1024
             used, rate = (cpu_seconds(process.pid) - cpu) / elapsed * 100, (chatter.sent - lines) / elapsed
+            terminal.press(b"t")
+            with_times = _rate(terminal)
             chatter.rate = FASTER
             until(lambda: chatter.sent > 10 * FASTER, "the view is full", 120)
             full = memory(process.pid)
@@ -56,10 +57,18 @@ def measure(folder: Path) -> Sequence[Figure]:
     lines_note = f"{rate:,.0f} lines/s of {len(TEXT)} characters, {COLUMNS}x{ROWS}"
     return [
         Figure("following logs: bytes to the terminal", bytes_, "KiB/s", at_most=40, note=lines_note),
+        Figure("following logs with times: bytes to the terminal", with_times, "KiB/s", at_most=40),
         Figure("following logs: CPU", used, "% of a core"),
         Figure("following logs: memory, the view full", full, "MiB"),
         Figure("following logs: memory grown after 300,000 more lines", grown, "MiB", at_most=8),
     ]
+
+
+def _rate(terminal: _Terminal) -> float:
+    """KiB a second that come, over some seconds."""
+    before, began = terminal.count, time.monotonic()
+    time.sleep(SECONDS)
+    return (terminal.count - before) / (time.monotonic() - began) / 1024
 
 
 class Chatter:

@@ -22,8 +22,11 @@ def matcher(typed: str) -> Callable[[str], bool]:
 
 def fuzzy(letters: str, text: str) -> bool:
     """Whether the letters come in this order in the text."""
-    rest = iter(text)
-    return all(letter in rest for letter in letters)
+    place = -1
+    for letter in letters:
+        if (place := text.find(letter, place + 1)) < 0:
+            return False
+    return True
 
 
 def _anything(_text: str) -> bool:
