@@ -305,8 +305,8 @@ def test_a_cut_is_drawn_and_so_is_the_return() -> None:
         assert "── embed on gpu-a2: gpu-a2 ended the stream" in body(d)[3]
         say(d, entry(70, "here again"))
         await d.shows("here again")
-        assert "back after" in body(d)[4]
-        assert body(d)[5] == "here again"
+        assert body(d)[4] == "here again"
+        assert "back after" in body(d)[5]
         assert "cut" not in d.line_with("following")
 
     drive(story, simulation=simulation(*numbered(3)))

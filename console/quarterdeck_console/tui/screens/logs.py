@@ -197,10 +197,14 @@ class LogsScreen(View):
         view = self.log_view
         rows: list[Row] = []
         end = view.rows.newest or next((entry.line.at for entry in event.entries if entry.line is not None), None)
+        back: list[str] = []
         for entry in event.entries:
             if entry.line is not None:
                 end = entry.line.at if end is None else max(end, entry.line.at)
+                back += self._back(entry.target)
             rows += self._rows(entry, end or self.context.now())
+        # After what was said meanwhile, so that it lies between the cut and the return.
+        rows += [Row(end or self.context.now(), text, "note") for text in back]
         self.asked, self.ended = False, event.ended
         if enough := self.preset.head and self._received + len(rows) > HEAD:
             del rows[max(0, HEAD - self._received) :]
@@ -223,19 +227,20 @@ class LogsScreen(View):
             if entry.cut:
                 self.cut[entry.target] = self.context.now()
             return [Row(end, log_text.plain(f"{where}: {entry.note}"), "note")]
-        line, rows = entry.line, []
-        if (since := self.cut.pop(entry.target, None)) is not None:
-            gone = (self.context.now() - since).total_seconds()
-            rows.append(Row(line.at, log_text.plain(f"{where}: back after {gone:.0f} s"), "note"))
+        line = entry.line
         if line.dropped:
-            rows.append(
-                Row(line.at, log_text.plain(f"{where}: {line.text or f'{line.dropped} lines dropped'}"), "note")
-            )
-        else:
-            source = Source(entry.target.host, line.deployment, line.revision, line.replica)
-            severity = Severity.BUSY if line.stream == "agent" else meaning(line.text)
-            rows.append(Row(line.at, log_text.plain(line.text), source=self.sources.place(source), meaning=severity))
-        return rows
+            text = line.text or f"{line.dropped} lines dropped"
+            return [Row(line.at, log_text.plain(f"{where}: {text}"), "note")]
+        source = Source(entry.target.host, line.deployment, line.revision, line.replica)
+        severity = Severity.BUSY if line.stream == "agent" else meaning(line.text)
+        return [Row(line.at, log_text.plain(line.text), source=self.sources.place(source), meaning=severity)]
+
+    def _back(self, target: m.Target) -> list[str]:
+        """What to tell of a target that says something again after a cut."""
+        if (since := self.cut.pop(target, None)) is None:
+            return []
+        gone = (self.context.now() - since).total_seconds()
+        return [log_text.plain(f"{target.name} on {target.host}: back after {gone:.0f} s")]
 
     def _said(self, kind: str, text: str) -> Row:
         at = self.log_view.rows.newest or self.context.now()
