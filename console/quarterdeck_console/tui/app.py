@@ -80,7 +80,8 @@ class Quarterdeck(App[int], inherit_bindings=False):
 
     def _show(self, hosts: frozenset[str]) -> None:
         view = self.view
-        if view is not None and view.is_mounted:
+        # Ending, the app takes a screen's widgets away before the screen itself: there is nothing to show things on.
+        if self.is_running and view is not None and view.is_mounted:
             view.show_fleet(self.session.fleet, hosts, self.session.refresh)
 
     @property

@@ -23,10 +23,7 @@ def matcher(typed: str) -> Callable[[str], bool]:
 def fuzzy(letters: str, text: str) -> bool:
     """Whether the letters come in this order in the text."""
     place = -1
-    for letter in letters:
-        if (place := text.find(letter, place + 1)) < 0:
-            return False
-    return True
+    return all((place := text.find(letter, place + 1)) >= 0 for letter in letters)
 
 
 def _anything(_text: str) -> bool:

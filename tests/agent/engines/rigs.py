@@ -147,7 +147,9 @@ class DockerRig(Base):
 
     def plant(self) -> str:
         words = ("--label", f"quarterdeck.owner={self.instance}", "--label", "quarterdeck.replica=somebody")
-        return images.docker("run", "-d", "--name", self.planted, *words, self.image, "sleep", "300")
+        return images.docker(
+            "run", "-d", "--network", "none", "--name", self.planted, *words, self.image, "sleep", "300"
+        )
 
     def planted_is_intact(self) -> bool:
         return images.docker("inspect", "-f", "{{.State.Running}}", self.planted, check=False) == "true"

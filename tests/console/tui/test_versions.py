@@ -33,7 +33,7 @@ async def go_to(d: Driver, label: str) -> None:
     """Put the cursor on a version."""
     found = d.view
     assert isinstance(found, VersionsScreen)
-    key = next(key for key, line in found.table.lines.items() if line.cells[0].text == label)
+    key = next(key for key in found.table.lines if found.table.lines.of(key).cells[0].text == label)
     found.table.move_to(key)
     await d.until(lambda: pane(d).startswith(label), "the pane tells of it")
 
