@@ -29,7 +29,12 @@ from quarterdeck_agent.wanted import Instant, Wanted, WantedDeployment
 
 log = logging.getLogger(__name__)
 
-IDLE_TICK = 1.0
+IDLE_TICK = 2.0
+"""Seconds between two looks while all is well; every change that is seen or asked for wakes the loop at once."""
+
+WAITING_TICK = 0.5
+"""The same while replicas are missing, which may wait for nothing but the time of their next start."""
+
 BUSY_TICK = 0.1
 PAUSE_AFTER_FAILURE = 1.0
 
@@ -78,15 +83,15 @@ class Reconciler:
         """Reconcile until cancelled. Steps that are under way are cancelled with it and planned again at the start."""
         try:
             while True:
-                busy = False
+                pause = WAITING_TICK
                 try:
-                    busy = await self._pass()
+                    pause = await self._pass()
                     self._parts.alive()
                 except AgentError as error:
                     log.warning("a pass was cut short: %s", error.detail)
                 except Exception:
                     log.exception("a pass failed")
-                await self._rest(BUSY_TICK if busy else IDLE_TICK)
+                await self._rest(pause)
         finally:
             tasks = [*self._tasks.values(), *([self._gateway_task] if self._gateway_task else [])]
             for task in tasks:
@@ -102,15 +107,15 @@ class Reconciler:
         finally:
             self._wake.clear()
 
-    async def _pass(self) -> bool:
-        """One look at everything. Returns whether something is on its way, so that the next look is soon."""
+    async def _pass(self) -> float:
+        """One look at everything. Returns in how many seconds the next one is due if nothing happens before."""
         parts = self._parts
         curious, self._curious = self._curious, []
         wanted = await asyncio.to_thread(parts.store.wanted)
         seen, now = parts.observer.seen(), parts.clock.now()
         if not parts.observer.listed:
             await parts.reporter.publish(wanted, seen)
-            return True
+            return BUSY_TICK
         routed = self._route(wanted, seen, now)
         for deployment in wanted.deployments:
             await self._take_steps(deployment, seen, now)
@@ -122,7 +127,9 @@ class Reconciler:
                 waiter.set_result(None)
         busy = bool(self._tasks) or not routed or any(_in_motion(d, seen) for d in wanted.deployments)
         parts.observer.busy = busy
-        return busy
+        if busy:
+            return BUSY_TICK
+        return IDLE_TICK if all(_complete(d, seen) for d in wanted.deployments) else WAITING_TICK
 
     # --- steps -------------------------------------------------------------------------------------------------
 
