@@ -83,9 +83,23 @@ def test_y_does_it_with_the_generation_of_the_plan(keys: tuple[str, ...], ready:
 def test_y_typed_into_a_field_is_a_letter() -> None:
     async def story(d: Driver) -> None:
         await opened(d, ("j", "j", "D"), "y deploy")
-        await d.press("y")
+        await d.press("tab", "y")
         assert d.app.screen.is_modal
         assert not d.simulation.changes()
+
+    drive(story)
+
+
+@pytest.mark.parametrize("keys", [("enter", "enter"), ("y", "y"), ("escape", "escape", "enter")])
+def test_a_key_that_comes_while_a_dialog_closes_closes_nothing_else(keys: tuple[str, ...]) -> None:
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "j", "R"), "y roll back")
+        dialog = d.app.screen
+        for key in keys:
+            dialog.call_later(dialog.action_no if key != "y" else dialog.action_confirm)  # type: ignore[attr-defined]
+        await d.until(lambda: not d.app.screen.is_modal, "the dialog is closed")
+        await d.press("j")
+        assert d.app.is_running and len(d.app.screen_stack) == 1
 
     drive(story)
 
@@ -93,7 +107,7 @@ def test_y_typed_into_a_field_is_a_letter() -> None:
 def test_the_plan_and_the_command_are_shown_before_the_question() -> None:
     async def story(d: Driver) -> None:
         await d.press("j", "D")
-        await d.press(*["tab"] * 5, *"freed")
+        await d.press(*["tab"] * 6, *"freed")
         await d.shows("hold: needs 38 GiB on one GPU")
         for text in (
             "requests wait about 25.0 s",
@@ -105,7 +119,7 @@ def test_the_plan_and_the_command_are_shown_before_the_question() -> None:
 
     async def command(d: Driver) -> None:
         await d.press("j", "D")
-        await d.press(*["tab"] * 4, "down", "down", "down")
+        await d.press(*["tab"] * 5, "down", "down", "down")
         await d.shows("--handover hold")
         assert "qd deploy" in d.text
 
@@ -208,7 +222,7 @@ def test_another_revision_can_be_chosen_to_roll_back_to() -> None:
 def test_deploy_offers_the_newest_version_of_the_model_first() -> None:
     async def story(d: Driver) -> None:
         await opened(d, ("j", "j", "D"), "Deploy embed:1.3 to gpu-a2")
-        await d.press("down")
+        await d.press("tab", "down")
         await d.shows("Deploy embed:1.1 to gpu-a2")
         await d.shows("qd deploy embed:1.1 --host gpu-a2")
 
@@ -218,7 +232,7 @@ def test_deploy_offers_the_newest_version_of_the_model_first() -> None:
 def test_deploy_goes_to_all_hosts_that_are_named_and_says_what_is_missing_there() -> None:
     async def story(d: Driver) -> None:
         await opened(d, ("j", "j", "D"), "y deploy")
-        await d.press("tab", "tab")
+        await d.press("tab", "tab", "tab")
         await d.type(" gpu-b*")
         await d.shows("qd deploy embed:1.3 --host gpu-a2 --host gpu-b1")
         assert "not on gpu-b1: push it there first" in d.text

@@ -63,6 +63,11 @@ class DeployDialog(PlanDialog):
         yield Field("handover", "handover", "", HANDOVERS, "auto: as it fits")
         yield Field("why", "why", "", placeholder="kept in the history")
 
+    def begin(self) -> None:
+        """With a version to offer, the answer is next: `y` must not be typed into a field. Shift+tab goes back up."""
+        if self._version:
+            self.query_one("#no").focus()
+
     def wish(self) -> m.Wish | str:
         version, name = self.value("version"), self.value("as")
         if not version:

@@ -182,10 +182,15 @@ class PlanDialog(ModalScreen[m.Wish | None]):
             if isinstance(preview, Preview)
         ]
         targets, generations = tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
-        self.dismiss(m.Wish(self._asked.kind, targets, self._asked.request, generations))
+        self._end(m.Wish(self._asked.kind, targets, self._asked.request, generations))
 
     def action_no(self) -> None:
-        self.dismiss(None)
+        self._end(None)
+
+    def _end(self, wanted: m.Wish | None) -> None:
+        """Close, once: a key that comes while it closes would close the screen below."""
+        if self.is_current:
+            self.dismiss(wanted)
 
     @on(Choice.Picked)
     def _picked(self, event: Choice.Picked) -> None:

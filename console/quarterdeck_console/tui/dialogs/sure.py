@@ -147,10 +147,15 @@ class SureDialog(ModalScreen[T | None], Generic[T]):
         if self._name_needed() and not self._named():
             self.query_one("#dialog-name").focus()
             return
-        self.dismiss(self._wanted)
+        self._end(True)
 
     def action_no(self) -> None:
-        self.dismiss(None)
+        self._end(False)
+
+    def _end(self, sure: bool) -> None:
+        """Close, once: a key that comes while it closes would close the screen below."""
+        if self.is_current:
+            self.dismiss(self._wanted if sure else None)
 
     @on(Choice.Picked)
     def _picked(self, event: Choice.Picked) -> None:
