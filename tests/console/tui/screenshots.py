@@ -10,9 +10,12 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
+from quarterdeck_agent.protocol import LogLine
 from quarterdeck_console.preferences import Preferences
+from quarterdeck_console.tui.messages import LogEntry, Target
 from tests.console.simulation import Simulation
 from tests.console.tui.driving import Driver, driven
 
@@ -41,7 +44,7 @@ SCENES = (
     Scene("palette", ("colon", *"roll"), "rollback"),
     Scene("help", ("question_mark",), "Roll back", size=(120, 40)),
     Scene("deployment", ("j", "j", "d"), "embed on gpu-a2", size=(120, 40)),
-    Scene("logs", ("j", "j", "l"), "logs of embed"),
+    Scene("logs", ("j", "j", "space", "space", "l", "t"), "served 24 of 24"),
     Scene("versions", ("2",), "Versions"),
     Scene("operations", ("3",), "Operations"),
     Scene("gpus", ("4",), "GPUs", size=(120, 40)),
@@ -51,6 +54,7 @@ SCENES = (
 async def take(scene: Scene) -> str:
     """The picture of one scene as SVG."""
     simulation = Simulation()
+    simulation.log_entries = said(simulation.at)
     async with driven(simulation, size=scene.size, preferences=Preferences(scene.theme, refresh=0.5)) as d:
         await _let_time_pass(d)
         if scene.lost:
@@ -63,6 +67,33 @@ async def take(scene: Scene) -> str:
         await d.until(lambda: d.app.session.fleet is d.view.fleet, "the newest is shown")
         await d.pilot.pause(0.7)
         return d.app.export_screenshot(title="Quarterdeck, a simulated fleet")
+
+
+def said(at: datetime) -> list[LogEntry]:
+    """What two SIMULATED models said over half a minute."""
+    embed, whisper = Target("gpu-a2", "embed"), Target("gpu-a2", "whisper")
+    texts = (
+        (whisper, 2, "stderr", "WARNING utterance of 31.2 s is longer than 30 s: cut"),
+        (embed, 8, "stdout", "batch of 16 in 9 ms"),
+        (embed, 8, "stdout", "batch of 12 in 8 ms"),
+        (whisper, 2, "stdout", "transcribed 4.1 s of speech in 0.62 s"),
+        (embed, 9, "stderr", "WARNING tokenizer.json differs from training"),
+        (embed, 9, "stdout", "ready after 4.4 s: python, cuda:0, threads 4"),
+        (embed, 9, "stdout", "served golden request 2"),
+        (embed, 8, "stdout", "batch of 16 in 9 ms"),
+        (whisper, 2, "stderr", "ERROR CUDA error: the launch timed out and was terminated"),
+        (whisper, 2, "stderr", "exiting with code 1"),
+        (embed, 8, "stdout", "batch of 16 in 10 ms"),
+        (whisper, 2, "stdout", "whisper:3 is ready after 11.8 s: python, cuda:1, threads 4"),
+        (embed, 8, "stdout", "served 24 of 24 requests of the last second"),
+    )
+    entries = []
+    for second, (target, revision, stream, text) in enumerate(texts):
+        moment = at - timedelta(seconds=2.3 * (len(texts) - second))
+        replica = f"{target.name}-{revision}-0"
+        line = LogLine(moment, target.name, revision, replica, stream, text)  # type: ignore[arg-type]
+        entries.append(LogEntry(target, line))
+    return entries
 
 
 async def _let_time_pass(d: Driver) -> None:
