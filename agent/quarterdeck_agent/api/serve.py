@@ -91,6 +91,7 @@ class Server:
         await self._server.shutdown(sockets=[self._socket])
         for connection in list(self._server.server_state.connections):
             cast(Any, connection).transport.abort()
+        await asyncio.sleep(0)  # an aborted transport lets go of its socket in the loop's next turn
         self._socket = None
 
 
