@@ -37,7 +37,7 @@ screenshots: $(VENV)/.dev ## draw the console's pictures anew: the real app over
 	$(BIN)/python -m tests.console.tui.screenshots
 
 schemas: $(VENV)/.dev ## write the shipped schemas anew
-	$(BIN)/python -m quarterdeck_console.schemas
+	$(BIN)/python -m quarterdeck_console.cli.schemas
 	$(BIN)/python -m quarterdeck_agent.api.schema tests/agent/api/openapi.json
 
 clean: ## remove what was built

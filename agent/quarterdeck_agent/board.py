@@ -145,6 +145,8 @@ class Board:
             gauges=self._values["gauges"].get(""),
             parts=ordered("part", lambda part: part.name),
             gpus=ordered("gpu", lambda gpu: (gpu.index, gpu.uuid)),
+            gpu_facts=ordered("gpu_facts", lambda facts: facts.uuid),
+            gpu_uses=ordered("gpu_use", lambda use: use.uuid),
             deployments=ordered("deployment", lambda deployment: deployment.name),
             traffic=ordered("traffic", lambda traffic: (traffic.deployment, traffic.revision)),
             replica_gauges=ordered(

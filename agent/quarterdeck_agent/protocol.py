@@ -303,6 +303,8 @@ class FailureReason(OpenEnum):
     NEVER_READY = "never_ready"
     GOLDEN_MISMATCH = "golden_mismatch"
     MEMORY_NOT_FREE = "memory_not_free"
+    NO_GPU = "no_gpu"
+    GPU_LOST = "gpu_lost"
     STAGING = "staging"
     START_REFUSED = "start_refused"
     LOST = "lost"
@@ -336,7 +338,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One numbered, append-only record of a spec and what became of it. `image` is by digest, once it is known."""
+    """One numbered, append-only record of a spec and what became of it.
+
+    `image` is by digest, once it is known; `gpu_memory_peak` the most bytes that one replica was seen to hold on one GPU.
+    """
 
     deployment: str
     number: int
@@ -354,6 +359,7 @@ class Revision:
     steps: tuple[StepRecord, ...] = ()
     failure: Failure | None = None
     image: str | None = None
+    gpu_memory_peak: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,9 +434,25 @@ class Part:
     detail: str = ""
 
 
+class GpuHealth(OpenEnum):
+    """How far a GPU can be trusted: `degraded` still takes claims, `sick` and `lost` take no new ones."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    SICK = "sick"
+    LOST = "lost"
+
+
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU as NVML tells it. Memory in bytes, power in watts, temperature in °C, utilisation 0..1."""
+    """One GPU, or one MIG instance of it, as NVML tells it now: what changes from second to second.
+
+    Memory in bytes, power in watts, temperature in °C, clocks in hertz, PCIe traffic in bytes a second; utilisation,
+    encoder, decoder and fan 0..1. `memory_free` is what NVML says is free, `memory_reserved` what the driver keeps for
+    itself. `throttle` are the reasons for lower clocks that cost speed, empty where there is none. A MIG instance has
+    its GPU's uuid as `parent` and its profile (`1g.10gb`); the GPU it is cut from stays in the list with `mig` set and
+    takes no claims itself. `why` says in words why `health` is not `ok`, and what to do.
+    """
 
     index: int
     uuid: str
@@ -441,6 +463,114 @@ class Gpu:
     temperature: float | None = None
     power: float | None = None
     power_limit: float | None = None
+    memory_free: int | None = None
+    memory_reserved: int | None = None
+    utilisation_memory: float | None = None
+    utilisation_encoder: float | None = None
+    utilisation_decoder: float | None = None
+    clock_graphics: int | None = None
+    clock_memory: int | None = None
+    throttle: tuple[str, ...] = ()
+    fan: float | None = None
+    performance_state: int | None = None
+    pcie_sent: int | None = None
+    pcie_received: int | None = None
+    mig: bool = False
+    parent: str | None = None
+    profile: str | None = None
+    health: GpuHealth = GpuHealth.OK
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NvLink:
+    """One NVLink of a GPU: `peer` is the uuid of the GPU at its other end, `None` for a switch or where unknown."""
+
+    link: int
+    active: bool
+    version: int | None = None
+    peer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class XidEvent:
+    """One Xid that the driver reported for a GPU; `meaning` and `action` are NVIDIA's catalogue's words."""
+
+    at: datetime
+    code: int
+    meaning: str
+    action: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuFacts:
+    """What seldom changes about one GPU or MIG instance (`uuid`). Counters since the driver was loaded, or for ever.
+
+    `compute_capability` is (major, minor); `driver` the driver's version, `cuda` the newest CUDA it can run.
+    `xids` are the newest ones, newest first.
+    """
+
+    uuid: str
+    pci_bus: str | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    compute_mode: str | None = None
+    persistence: bool | None = None
+    mig_enabled: bool | None = None
+    pcie_generation: int | None = None
+    pcie_generation_max: int | None = None
+    pcie_width: int | None = None
+    pcie_width_max: int | None = None
+    power_limit_max: float | None = None
+    temperature_slowdown: float | None = None
+    temperature_shutdown: float | None = None
+    clock_graphics_max: int | None = None
+    clock_memory_max: int | None = None
+    nvlinks: tuple[NvLink, ...] = ()
+    ecc_enabled: bool | None = None
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
+    ecc_corrected_ever: int | None = None
+    ecc_uncorrected_ever: int | None = None
+    retired_pages: int | None = None
+    retired_pending: bool | None = None
+    remapped_rows: int | None = None
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
+    labels: tuple[str, ...] = ()
+    xids: tuple[XidEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """One process with memory on a GPU, and whose it is: a replica's, or *unmanaged* where `replica` is `None`.
+
+    `memory` in bytes, `utilisation` 0..1 of the GPU; `None` where the driver does not tell. `user` and `command` are
+    as the host's process table has them, the command without its arguments.
+    """
+
+    pid: int
+    memory: int | None = None
+    utilisation: float | None = None
+    kind: Literal["compute", "graphics"] = "compute"
+    user: str | None = None
+    command: str | None = None
+    replica: str | None = None
+    deployment: str | None = None
+    revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuUse:
+    """Whose memory it is on one GPU or MIG instance: every process, largest first.
+
+    `unexplained` bytes are in use but belong to no process that the driver lists and not to what it reserves.
+    """
+
+    uuid: str
+    processes: tuple[GpuProcess, ...] = ()
+    unexplained: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,7 +651,7 @@ class HostGauges:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaGauges:
-    """What one replica uses: `cpu` in cores, memory in bytes."""
+    """What one replica uses: `cpu` in cores, memory in bytes; `gpu_memory` on all its GPUs together."""
 
     replica: str
     deployment: str
@@ -530,6 +660,7 @@ class ReplicaGauges:
     memory: int | None = None
     memory_limit: int | None = None
     processes: int | None = None
+    gpu_memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -593,6 +724,8 @@ class HostStatus:
     gauges: HostGauges | None = None
     parts: tuple[Part, ...] = ()
     gpus: tuple[Gpu, ...] = ()
+    gpu_facts: tuple[GpuFacts, ...] = ()
+    gpu_uses: tuple[GpuUse, ...] = ()
     deployments: tuple[DeploymentStatus, ...] = ()
     traffic: tuple[Traffic, ...] = ()
     replica_gauges: tuple[ReplicaGauges, ...] = ()
@@ -603,7 +736,18 @@ class HostStatus:
 # --- watch -----------------------------------------------------------------------------------------------------
 
 DeltaKind = Literal[
-    "info", "gauges", "part", "gpu", "deployment", "traffic", "replica_gauges", "operation", "version", "revision"
+    "info",
+    "gauges",
+    "part",
+    "gpu",
+    "gpu_facts",
+    "gpu_use",
+    "deployment",
+    "traffic",
+    "replica_gauges",
+    "operation",
+    "version",
+    "revision",
 ]
 
 
@@ -611,7 +755,7 @@ DeltaKind = Literal[
 class Delta:
     """One fact that changed: the new value of `kind`/`key`, or its end when `value` is `None`.
 
-    Keys: part name, GPU uuid, deployment name, `deployment/revision` for traffic and revision, replica id, operation
+    Keys: part name, GPU uuid (for all three kinds about GPUs), deployment name, `deployment/revision` for traffic and revision, replica id, operation
     id, version id; empty for `info` and `gauges`. `value` has the shape of the class of that kind.
     """
 

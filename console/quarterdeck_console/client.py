@@ -27,6 +27,8 @@ from quarterdeck_agent.protocol import (
     DeploymentStatus,
     DeployRequest,
     Gpu,
+    GpuFacts,
+    GpuUse,
     Hello,
     HostGauges,
     HostInfo,
@@ -62,8 +64,8 @@ QUIET_LIMIT = 40.0
 """Seconds a watch may be silent (heartbeats included) before it counts as lost."""
 
 _DELTA_TYPES: dict[str, type] = {
-    "info": HostInfo, "gauges": HostGauges, "part": Part, "gpu": Gpu, "deployment": DeploymentStatus,
-    "traffic": Traffic, "replica_gauges": ReplicaGauges, "operation": Operation, "version": Version,
+    "info": HostInfo, "gauges": HostGauges, "part": Part, "gpu": Gpu, "gpu_facts": GpuFacts,
+    "gpu_use": GpuUse, "deployment": DeploymentStatus, "traffic": Traffic, "replica_gauges": ReplicaGauges, "operation": Operation, "version": Version,
     "revision": Revision,
 }  # fmt: skip
 

@@ -107,7 +107,7 @@ def _all_changed(state: HostState, changes: Sequence[Delta]) -> HostState:
     return replace(state, status=replace(state.status, **fields))
 
 
-_GATHERED = frozenset({"gauges", "gpu", "traffic", "replica_gauges"})
+_GATHERED = frozenset({"gauges", "gpu", "gpu_use", "traffic", "replica_gauges"})
 
 
 def _changed(state: HostState, change: Delta) -> HostState:
@@ -143,6 +143,8 @@ def _merged(items: tuple[Any, ...], change: Delta, key: Callable[[Any], str], ne
 _FIELDS: dict[str, tuple[str, Callable[[Any], str], bool]] = {
     "part": ("parts", lambda part: part.name, False),
     "gpu": ("gpus", lambda gpu: gpu.uuid, False),
+    "gpu_facts": ("gpu_facts", lambda facts: facts.uuid, False),
+    "gpu_use": ("gpu_uses", lambda use: use.uuid, False),
     "deployment": ("deployments", lambda deployment: deployment.name, False),
     "traffic": ("traffic", lambda traffic: f"{traffic.deployment}/{traffic.revision}", False),
     "replica_gauges": ("replica_gauges", lambda gauges: gauges.replica, False),

@@ -15,10 +15,19 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a replica asks for: `cpus` in cores, the rest in bytes; `None` means no limit and no claim."""
+    """What a replica asks for: `cpus` in cores, the rest in bytes; `None` means no limit and no claim.
+
+    `gpus` devices, each with `vram` bytes of its memory: shared with others that fit beside it, unless `exclusive`.
+    Without `vram` a device is claimed whole. `mig` asks for MIG instances of that profile (`1g.10gb`) instead of GPUs;
+    `gpu_model` is part of the device's name, `gpu_labels` what the host's settings must call it, all of them.
+    """
 
     gpus: int = 0
     vram: int | None = None
+    exclusive: bool = False
+    mig: str | None = None
+    gpu_model: str | None = None
+    gpu_labels: tuple[str, ...] = ()
     cpus: float | None = None
     memory: int | None = None
     shm: int | None = None
