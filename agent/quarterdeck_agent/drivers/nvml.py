@@ -10,23 +10,15 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
+from quarterdeck_agent.drivers.nvml_seen import NvmlEvent, NvmlProcess, NvmlSeen
 from quarterdeck_agent.protocol import Gpu, PartState
 
 DEADLINE = 5.0
 NAME = "nvml"
 
-
-@dataclass(frozen=True, slots=True)
-class NvmlSeen:
-    """What NVML told: how it is, why it is not well, and the GPUs. A lost GPU stays with all its gauges `None`."""
-
-    state: PartState
-    detail: str = ""
-    version: str = ""
-    gpus: tuple[Gpu, ...] = ()
+__all__ = ["NAME", "NvmlEvent", "NvmlProcess", "NvmlReader", "NvmlSeen"]
 
 
 class NvmlReader:
@@ -38,6 +30,9 @@ class NvmlReader:
         self._hanging: Future[NvmlSeen] | None = None
         self._ready = False
         self._last: tuple[Gpu, ...] = ()
+
+    def close(self) -> None:
+        """Nothing is asked after this; a call that hangs is left to its thread."""
 
     async def read(self) -> NvmlSeen:
         """The GPUs now, or the state that keeps NVML from telling them; returns within the deadline."""
