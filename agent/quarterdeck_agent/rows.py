@@ -125,7 +125,7 @@ def operation(row: OperationRow) -> Operation:
     )
 
 
-def revision(row: RevisionRow, steps: str) -> Revision:
+def revision(row: RevisionRow, steps: str, gpu_memory_peak: int | None) -> Revision:
     return Revision(
         deployment=row.deployment,
         number=row.number,
@@ -143,6 +143,7 @@ def revision(row: RevisionRow, steps: str) -> Revision:
         steps=_steps.decode(steps),
         failure=None if row.failure is None else _failure.decode(row.failure),
         image=row.image or None,
+        gpu_memory_peak=gpu_memory_peak,
     )
 
 
@@ -150,7 +151,7 @@ def spec(row: RevisionRow) -> Spec:
     return _spec.decode(row.spec)
 
 
-def wanted_revision(row: RevisionRow, body: BodyRow | None) -> WantedRevision:
+def wanted_revision(row: RevisionRow, body: BodyRow | None, gpu_memory_peak: int | None) -> WantedRevision:
     return WantedRevision(
         number=row.number,
         spec=_spec.decode(row.spec),
@@ -163,6 +164,7 @@ def wanted_revision(row: RevisionRow, body: BodyRow | None) -> WantedRevision:
         passed=body is not None and body.passed,
         crashes=() if body is None else tuple(Instant(boot, at) for boot, at, _ in crashes(body)),
         reason=None if row.reason is None else FailureReason(row.reason),
+        gpu_memory_peak=gpu_memory_peak,
     )
 
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
-from sqlmodel import Session, col, or_, select
+from sqlmodel import Session, and_, col, or_, select
 from sqlmodel.sql.expression import Select
 
 from quarterdeck_agent import rows
@@ -40,6 +40,7 @@ from quarterdeck_agent.wanted import Instant, Wanted, WantedDeployment, WantedRe
 KEEP_CRASHES = 50
 KEEP_VERSIONS_OF = 5
 DIGEST_PREFIX = re.compile(r"[0-9a-f]{8,64}")
+Peaks = dict[tuple[str, str], int]
 _UNFINISHED = (OperationState.PENDING.value, OperationState.RUNNING.value)
 
 
@@ -344,6 +345,19 @@ class Store:
             row.crashes = "[]"
             session.add(row)
 
+    def record_gpu_memory(self, deployment: str, body: str, peak: int) -> None:
+        """Record what one replica of this body was seen to hold on one GPU, if that is more than ever before.
+
+        A deployment that is not wanted any more keeps what it has.
+        """
+        with self._changing() as session:
+            pointers = session.get(DeploymentRow, deployment)
+            row = _body_row(session, deployment, body)
+            if pointers is None or pointers.removed or (row.gpu_memory_peak or 0) >= peak:
+                return
+            row.gpu_memory_peak = peak
+            session.add(row)
+
     def record_steps(self, operation: str, steps: Sequence[StepRecord]) -> None:
         """Record how an operation goes; the first record sets it running. What is wanted does not change by it."""
         with self._database.write() as session:
@@ -376,7 +390,7 @@ class Store:
         """All revisions of a deployment, newest first, also when it has been removed; none for an unknown name."""
         with self._database.read() as session:
             query = _revisions_with_steps(deployment).order_by(col(RevisionRow.number).desc())
-            return tuple(rows.revision(row, steps) for row, steps in session.exec(query).all())
+            return tuple(rows.revision(*found) for found in session.exec(query).all())
 
     def revision(self, deployment: str, number: int) -> Revision:
         """One revision. Raises `NotFound`."""
@@ -386,6 +400,12 @@ class Store:
             if found is None:
                 raise _no_revision(deployment, number)
             return rows.revision(*found)
+
+    def gpu_memory_peak(self, deployment: str, body: str, version: str) -> int | None:
+        """The most bytes that one replica of this body was seen to hold on one GPU; else of any body of `version`."""
+        with self._database.read() as session:
+            own, of_version = _peaks(session, deployment)
+            return own.get((deployment, body), of_version.get((deployment, version)))
 
     def operations(self, limit: int = 100, target: str | None = None) -> tuple[Operation, ...]:
         """The last operations, newest first, of one target where it is given."""
@@ -565,9 +585,25 @@ def _body_row(session: Session, deployment: str, body: str) -> BodyRow:
     return BodyRow(deployment=deployment, body=body) if row is None else row
 
 
-def _revisions_with_steps(deployment: str) -> Select[RevisionRow, str]:
-    joined = select(RevisionRow, OperationRow.steps).join(OperationRow, col(OperationRow.id) == RevisionRow.operation)
-    return joined.where(RevisionRow.deployment == deployment)
+def _revisions_with_steps(deployment: str) -> Select[RevisionRow, str, int | None]:
+    query = select(RevisionRow, OperationRow.steps, BodyRow.gpu_memory_peak)
+    query = query.join(OperationRow, col(OperationRow.id) == RevisionRow.operation)
+    query = query.join(BodyRow, _OF_BODY, isouter=True)
+    return query.where(RevisionRow.deployment == deployment)
+
+
+def _peaks(session: Session, deployment: str | None = None) -> tuple[Peaks, Peaks]:
+    """The peaks of GPU memory that were measured, by (deployment, body) and by (deployment, version)."""
+    query = select(BodyRow.deployment, BodyRow.body, RevisionRow.version, BodyRow.gpu_memory_peak)
+    query = query.join(RevisionRow, _OF_BODY).where(col(BodyRow.gpu_memory_peak).is_not(None))
+    if deployment is not None:
+        query = query.where(BodyRow.deployment == deployment)
+    of_body: Peaks = {}
+    of_version: Peaks = {}
+    for name, body, version, peak in session.exec(query).all():
+        of_body[name, body] = peak or 0
+        of_version[name, version] = max(peak or 0, of_version.get((name, version), 0))
+    return of_body, of_version
 
 
 def _version_row(session: Session, reference: str) -> VersionRow:
@@ -617,16 +653,19 @@ def _read_wanted(session: Session, sequence: int) -> Wanted:
     query = query.where(col(DeploymentRow.removed).is_(False), needed)
     revisions = {(row.deployment, row.number): row for row in session.exec(query).all()}
     bodies = {(row.deployment, row.body): row for row in session.exec(select(BodyRow)).all()}
+    of_body, of_version = _peaks(session)
 
     def revision(name: str, number: int | None) -> WantedRevision | None:
         if number is None:
             return None
         row = revisions[name, number]
-        return rows.wanted_revision(row, bodies.get((name, row.body)))
+        peak = of_body.get((name, row.body), of_version.get((name, row.version)))
+        return rows.wanted_revision(row, bodies.get((name, row.body)), peak)
 
     return Wanted(tuple(_wanted_deployment(row, revision) for row in deployments), sequence)
 
 
+_OF_BODY = and_(col(BodyRow.deployment) == RevisionRow.deployment, col(BodyRow.body) == RevisionRow.body)
 _POINTERS = (col(DeploymentRow.target), col(DeploymentRow.live), col(DeploymentRow.previous))
 
 

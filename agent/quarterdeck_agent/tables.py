@@ -100,7 +100,8 @@ class RevisionRow(SQLModel, table=True):
 
 
 class BodyRow(SQLModel, table=True):
-    """What this host knows of one body of a deployment: whether it passed the gate, and its recent crashes."""
+    """What this host knows of one body of a deployment: whether it passed the gate, its recent crashes, and the most
+    bytes that one of its replicas was seen to hold on one GPU."""
 
     __tablename__ = "bodies"
 
@@ -108,3 +109,4 @@ class BodyRow(SQLModel, table=True):
     body: str = Field(primary_key=True)
     passed: bool = False
     crashes: str = "[]"
+    gpu_memory_peak: int | None = None

@@ -89,8 +89,8 @@ def test_a_store_that_is_up_to_date_opens_without_alembic(tmp_path: Path) -> Non
 NEWER = """
 import sqlalchemy as sa
 from alembic import op
-revision = "0002"
-down_revision = "0001"
+revision = "9999"
+down_revision = "{head}"
 def upgrade():
     op.add_column("versions", sa.Column("signature", sa.String()))
     {more}
@@ -102,10 +102,10 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The migrations of a newer Quarterdeck, which the store uses from now on."""
     scripts = tmp_path / "scripts"
     shutil.copytree(migrate.SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions/0002_newer.py").write_text(NEWER.format(more="pass"))
+    (scripts / "versions/9999_newer.py").write_text(NEWER.format(head=migrate.HEAD, more="pass"))
     opened(tmp_path).close()
-    monkeypatch.setattr(migrate.migrate, "__kwdefaults__", {"head": "0002", "scripts": scripts})
-    return scripts / "versions/0002_newer.py"
+    monkeypatch.setattr(migrate.migrate, "__kwdefaults__", {"head": "9999", "scripts": scripts})
+    return scripts / "versions/9999_newer.py"
 
 
 @pytest.mark.usefixtures("newer")
@@ -116,12 +116,28 @@ def test_an_older_store_is_backed_up_and_brought_up_to_date(tmp_path: Path) -> N
         "VALUES ('x', 1, 1, '', 0, 1)",
     )
     opened(tmp_path).close()
-    assert sql(tmp_path / "store.sqlite", "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert sql(tmp_path / "store.sqlite", "SELECT version_num FROM alembic_version") == [("9999",)]
     (backup,) = (tmp_path / "backups").iterdir()
-    assert sql(backup, "SELECT version_num, name FROM alembic_version, deployments") == [("0001", "x")]
+    assert sql(backup, "SELECT version_num, name FROM alembic_version, deployments") == [(migrate.HEAD, "x")]
     assert backup.stat().st_mode & 0o777 == 0o600
     opened(tmp_path).close()
     assert len(list((tmp_path / "backups").iterdir())) == 1
+
+
+def test_a_store_without_peaks_of_gpu_memory_keeps_its_bodies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(migrate.migrate, "__kwdefaults__", {"head": "0001", "scripts": migrate.SCRIPTS})
+        Database(tmp_path / "store.sqlite", tmp_path / "backups", HandClock()).close()
+    sql(
+        tmp_path / "store.sqlite",
+        "INSERT INTO deployments (name, generation, last_number, last_operation, removing, removed) "
+        "VALUES ('digits', 1, 1, '', 0, 1)",
+    )
+    sql(tmp_path / "store.sqlite", "INSERT INTO bodies VALUES ('digits', 'A', 1, '[]')")
+    opened(tmp_path).close()
+    assert sql(tmp_path / "store.sqlite", "SELECT body, passed, gpu_memory_peak FROM bodies") == [("A", 1, None)]
+    (backup,) = (tmp_path / "backups").iterdir()
+    assert sql(backup, "SELECT version_num FROM alembic_version") == [("0001",)]
 
 
 @pytest.mark.usefixtures("newer")
@@ -136,11 +152,11 @@ def test_seven_backups_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, newer: Path) -> None:
-    newer.write_text(NEWER.format(more='op.execute("INSERT INTO nowhere VALUES (1)")'))
+    newer.write_text(NEWER.format(head=migrate.HEAD, more='op.execute("INSERT INTO nowhere VALUES (1)")'))
     with pytest.raises(AgentError, match="nowhere") as caught:
         opened(tmp_path)
     assert "a backup is at" in str(caught.value.hint)
-    assert sql(tmp_path / "store.sqlite", "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert sql(tmp_path / "store.sqlite", "SELECT version_num FROM alembic_version") == [(migrate.HEAD,)]
     assert not any(column[1] == "signature" for column in sql(tmp_path / "store.sqlite", "PRAGMA table_info(versions)"))
 
 

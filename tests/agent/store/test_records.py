@@ -123,3 +123,39 @@ def test_what_is_wanted_is_read_once_and_listeners_hear_of_changes(store: Store)
     assert store.wanted() is store.wanted()
     store.set_passed("digits", "A")
     assert heard == [1, 2]
+
+
+def test_the_peak_of_gpu_memory_only_grows_and_is_told_with_every_revision_of_its_body(store: Store) -> None:
+    serving(store, "A")
+    assert (digits(store).target.gpu_memory_peak, store.revision("digits", 1).gpu_memory_peak) == (None, None)
+    for seen in (3 << 30, 2 << 30):
+        store.record_gpu_memory("digits", "A", seen)
+    serving(store, "B", version="b" * 64)
+    serving(store, "A")
+    assert [one.gpu_memory_peak for one in store.revisions("digits")] == [3 << 30, None, 3 << 30]
+    wanted = digits(store)
+    assert wanted.live is not None and wanted.previous is not None
+    assert (wanted.live.gpu_memory_peak, wanted.previous.gpu_memory_peak) == (3 << 30, None)
+
+
+def test_a_body_not_measured_yet_is_expected_to_need_what_its_version_needed(store: Store) -> None:
+    serving(store, "A")
+    serving(store, "A2", restart=1)
+    store.record_gpu_memory("digits", "A", 1 << 30)
+    store.record_gpu_memory("digits", "A2", 2 << 30)
+    serving(store, "A3", restart=2)
+    assert digits(store).target.gpu_memory_peak == 2 << 30
+    assert store.revision("digits", 3).gpu_memory_peak is None, "a record tells only what was seen"
+    assert store.gpu_memory_peak("digits", "A", "a" * 64) == 1 << 30
+    assert store.gpu_memory_peak("digits", "new", "a" * 64) == 2 << 30
+    assert store.gpu_memory_peak("digits", "new", "b" * 64) is None
+    assert store.gpu_memory_peak("other", "A", "a" * 64) is None
+
+
+def test_the_peak_of_a_deployment_that_is_gone_or_unknown_is_not_recorded(store: Store) -> None:
+    serving(store, "A")
+    store.mark_removing("digits", new_operation(kind="remove"))
+    store.finish_removal("digits")
+    for name in ("digits", "other"):
+        store.record_gpu_memory(name, "A", 1 << 30)
+    assert store.revision("digits", 1).gpu_memory_peak is None and store.revisions("other") == ()
