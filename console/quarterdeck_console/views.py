@@ -120,6 +120,15 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400}d"
 
 
+def span(seconds: float) -> str:
+    """How far back something looks, in its one whole unit: `5m`, `1h`, `24h`, `7d`."""
+    whole = round(seconds)
+    for unit, length, least in (("d", 86400, 2), ("h", 3600, 1), ("m", 60, 1)):
+        if whole % length == 0 and whole >= least * length:
+            return f"{whole // length}{unit}"
+    return duration(seconds)
+
+
 def age(since: datetime | None, now: datetime) -> str:
     """How long ago, in whole units."""
     if since is None:

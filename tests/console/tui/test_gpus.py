@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from quarterdeck_agent import protocol as p
+from quarterdeck_console import chart
 from quarterdeck_console.errors import NotFound
-from quarterdeck_console.tui.screens import chart
 from quarterdeck_console.tui.screens.gpus import GpusScreen
 from tests.console.simulation import NOW, Simulation, ago, gpu, host_status
 from tests.console.tui.driving import Driver, drive
@@ -83,12 +83,13 @@ def test_m_goes_through_the_gauges_and_t_through_the_spans() -> None:
         await opened(d)
         for title in ("memory", "temperature", "power", "load"):
             await d.press("m")
-            await d.shows(f"{title} of GPU 0 on gpu-a1, last 15m00s")
+            await d.shows(f"{title} of GPU 0 on gpu-a1, last 15m")
         assert ("gpu-a1", "gpu.power", "GPU-gpu-a1-0") in series_asked(d)
         await d.press("t")
-        await d.shows("last 1h00m")
-        await d.press("t")
-        await d.shows("last 5m00s")
+        await d.shows("last 1h")
+        for span in ("24h", "7d", "30d", "5m"):
+            await d.press("t")
+            await d.shows(f"last {span}")
 
     drive(story)
 

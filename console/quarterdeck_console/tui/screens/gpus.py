@@ -6,8 +6,6 @@ every few seconds while it is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import ClassVar
 
@@ -19,43 +17,21 @@ from textual.content import Content
 from textual.timer import Timer
 
 from quarterdeck_agent.protocol import Gpu, Sample
+from quarterdeck_console import chart
+from quarterdeck_console.gpus import METRICS, SPANS, Metric
 from quarterdeck_console.tui import commands, words
 from quarterdeck_console.tui import messages as m
 from quarterdeck_console.tui.context import Context
-from quarterdeck_console.tui.screens import chart
 from quarterdeck_console.tui.screens.gpus_rows import COLUMNS, lines, owners_of
 from quarterdeck_console.tui.view import TargetView
 from quarterdeck_console.tui.widgets.label import Label
 from quarterdeck_console.tui.widgets.table import Table
-from quarterdeck_console.views import Severity, duration
+from quarterdeck_console.views import Severity, span
 
 REST = 0.25
 """Seconds that the cursor has to rest on a GPU before its history is asked for."""
 
 FRESH = timedelta(seconds=5)
-SPANS = (timedelta(minutes=5), timedelta(minutes=15), timedelta(hours=1))
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One gauge of a GPU: the name of its series, and how its scale looks."""
-
-    series: str
-    title: str
-    unit: Callable[[float], str]
-    top: Callable[[Gpu], float | None]
-    scale: float = 1.0
-
-
-METRICS = (
-    Metric("gpu.utilisation", "load", lambda value: f"{value * 100:.0f}%", lambda _: 1.0),
-    Metric(
-        "gpu.memory", "memory", lambda value: f"{value:.3g}G", lambda gpu: (gpu.memory_total or 0) / 2**30 or None,
-        2.0**-30,
-    ),
-    Metric("gpu.temperature", "temperature", lambda value: f"{value:.0f}°", lambda _: 100.0),
-    Metric("gpu.power", "power", lambda value: f"{value:.0f}W", lambda gpu: gpu.power_limit),
-)  # fmt: skip
 
 
 class GpusScreen(TargetView):
@@ -160,8 +136,8 @@ class GpusScreen(TargetView):
         if found is None:
             return words.line("")
         host, gpu = found
-        span, now = SPANS[self._span], self.context.now()
-        title = f"{metric.title} of GPU {gpu.index} on {host}, last {duration(span.total_seconds())}"
+        length, now = SPANS[self._span], self.context.now()
+        title = f"{metric.title} of GPU {gpu.index} on {host}, last {span(length.total_seconds())}"
         known = self._series.get((host, metric.series, gpu.uuid))
         head = words.line(title, "bold")
         if known is None or isinstance(known, str):
@@ -171,7 +147,7 @@ class GpusScreen(TargetView):
         ]  # fmt: skip
         end = max([now, *(each.at for each in samples[-1:])])
         size = label.size.width, label.size.height - 1
-        drawn = chart.draw(samples, end - span, end, size, metric.top(gpu), metric.unit)
+        drawn = chart.draw(samples, end - length, end, size, metric.top(gpu), metric.unit)
         return words.lines([head, *(_coloured(line) for line in drawn)])
 
     def on_resize(self) -> None:

@@ -1,6 +1,7 @@
 """Pure: a series as braille dots, two across and four down in every character, with its scale beside it.
 
-Unicode block U+2800: dots 1-8 are bits 0-7. A gap in the series stays a gap in the line.
+Shared by the terminal UI and the CLI; it knows no terminal and no colour. Unicode block U+2800: dots 1-8 are bits 0-7.
+A gap in the series stays a gap in the line.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def rounded_up(value: float) -> float:
 
 
 def _axis(start: datetime, end: datetime, columns: int) -> str:
-    left, right = f"-{views.duration((end - start).total_seconds())}", "now"
+    left, right = f"-{views.span((end - start).total_seconds())}", "now"
     return " " * (AXIS - 2) + " └" + left + "─" * max(1, columns - len(left) - len(right)) + right
 
 
