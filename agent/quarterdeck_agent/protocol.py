@@ -340,7 +340,8 @@ class Failure:
 class Revision:
     """One numbered, append-only record of a spec and what became of it.
 
-    `image` is by digest, once it is known; `gpu_memory_peak` the most bytes that one replica was seen to hold on one GPU.
+    `image` is by digest, once it is known; `gpu_memory_peak` the most bytes that one replica was seen to hold on one
+    GPU.
     """
 
     deployment: str
@@ -450,8 +451,8 @@ class Gpu:
     Memory in bytes, power in watts, temperature in °C, clocks in hertz, PCIe traffic in bytes a second; utilisation,
     encoder, decoder and fan 0..1. `memory_free` is what NVML says is free, `memory_reserved` what the driver keeps for
     itself. `throttle` are the reasons for lower clocks that cost speed, empty where there is none. A MIG instance has
-    its GPU's uuid as `parent` and its profile (`1g.10gb`); the GPU it is cut from stays in the list with `mig` set and
-    takes no claims itself. `why` says in words why `health` is not `ok`, and what to do.
+    its GPU's uuid as `parent`, its profile (`1g.10gb`) and its number there as `instance`; the GPU it is cut from stays
+    in the list with `mig` set and takes no claims itself. `why` says in words why `health` is not `ok`, and what to do.
     """
 
     index: int
@@ -480,6 +481,7 @@ class Gpu:
     profile: str | None = None
     health: GpuHealth = GpuHealth.OK
     why: str = ""
+    instance: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,6 +507,7 @@ class XidEvent:
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
     """What seldom changes about one GPU or MIG instance (`uuid`). Counters since the driver was loaded, or for ever.
+    `remapped_rows` are all, `remapped_rows_uncorrectable` those of them for errors that could not be corrected.
 
     `compute_capability` is (major, minor); `driver` the driver's version, `cuda` the newest CUDA it can run.
     `xids` are the newest ones, newest first.
@@ -540,6 +543,7 @@ class GpuFacts:
     remap_failed: bool | None = None
     labels: tuple[str, ...] = ()
     xids: tuple[XidEvent, ...] = ()
+    remapped_rows_uncorrectable: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -681,20 +685,34 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One point of a series of gauges kept in memory for an hour."""
+    """One point of a series: its value at `at` or, of a series with a longer step, its mean and `max` from `at` on."""
 
     at: datetime
     value: float | None
+    max: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One named series: `name` such as `host.cpu` or `traffic.rate`, `key` such as a replica's id."""
+    """One named series: `name` such as `host.cpu` or `traffic.rate`, `key` such as a replica's id.
+
+    Samples are `step` seconds apart, oldest first; a gap is a sample without a value.
+    """
 
     name: str
     key: str
     unit: str
     samples: tuple[Sample, ...]
+    step: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesName:
+    """One series that there is: what to ask for, and its unit (empty where it is a plain number)."""
+
+    name: str
+    key: str
+    unit: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -755,8 +773,9 @@ DeltaKind = Literal[
 class Delta:
     """One fact that changed: the new value of `kind`/`key`, or its end when `value` is `None`.
 
-    Keys: part name, GPU uuid (for all three kinds about GPUs), deployment name, `deployment/revision` for traffic and revision, replica id, operation
-    id, version id; empty for `info` and `gauges`. `value` has the shape of the class of that kind.
+    Keys: part name, GPU uuid (for all three kinds about GPUs), deployment name, `deployment/revision` for traffic and
+    revision, replica id, operation id, version id; empty for `info` and `gauges`. `value` has the shape of the class
+    of that kind.
     """
 
     kind: DeltaKind

@@ -24,7 +24,6 @@ from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.protocol import (
     DeploymentState,
     DeploymentStatus,
-    Gpu,
     HostGauges,
     Part,
     PartState,
@@ -32,7 +31,7 @@ from quarterdeck_agent.protocol import (
     Series,
     Traffic,
 )
-from quarterdeck_agent.series import History, Key
+from quarterdeck_agent.series import History, Key, gpu_values, replica_values
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +129,7 @@ class Sampler:
         await self._guard("gateway", self._sample_gateway(values))
         self._begin_nvml()
         for gpu in self._board.all("gpu").values():
-            values.update(_gpu_values(gpu))
+            values.update(gpu_values(gpu))
         self._history.add(at, values)
 
     async def _guard(self, source: str, work: Awaitable[None]) -> None:
@@ -165,9 +164,8 @@ class Sampler:
             shown[replica] = ReplicaGauges(
                 replica, found.deployment, found.revision, cpu, used.memory, used.memory_limit, used.processes
             )
-            values["replica.cpu", replica] = cpu
-            values["replica.memory", replica] = used.memory
         self._cpu = {replica: seen for replica, seen in self._cpu.items() if replica in usage}
+        values.update(replica_values(shown.values()))
         self._board.publish_all("replica_gauges", shown)
 
     def _read_machine(self, replicas: Sequence[Found]) -> tuple[HostGauges, dict[str, Usage], float]:
@@ -287,13 +285,4 @@ def _traffic_values(key: str, traffic: Traffic) -> dict[Key, float | None]:
         ("traffic.p99", key): traffic.p99,
         ("traffic.active", key): traffic.active,
         ("traffic.held", key): traffic.held,
-    }
-
-
-def _gpu_values(gpu: Gpu) -> dict[Key, float | None]:
-    return {
-        ("gpu.utilisation", gpu.uuid): gpu.utilisation,
-        ("gpu.memory", gpu.uuid): gpu.memory_used,
-        ("gpu.temperature", gpu.uuid): gpu.temperature,
-        ("gpu.power", gpu.uuid): gpu.power,
     }

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from quarterdeck_agent.protocol import Sample, Series
+from quarterdeck_agent.protocol import Gpu, ReplicaGauges, Sample, Series, SeriesName
 
 LENGTH = 3600
 
@@ -24,6 +24,10 @@ UNITS = {
     "agent.memory": "bytes",
     "replica.cpu": "cores",
     "replica.memory": "bytes",
+    "replica.gpu_memory": "bytes",
+    "revision.cpu": "cores",
+    "revision.memory": "bytes",
+    "revision.gpu_memory": "bytes",
     "traffic.rate": "1/s",
     "traffic.errors": "1/s",
     "traffic.p50": "s",
@@ -32,12 +36,52 @@ UNITS = {
     "traffic.active": "",
     "traffic.held": "",
     "gpu.utilisation": "ratio",
+    "gpu.utilisation_memory": "ratio",
+    "gpu.encoder": "ratio",
+    "gpu.decoder": "ratio",
     "gpu.memory": "bytes",
     "gpu.temperature": "°C",
     "gpu.power": "W",
+    "gpu.clock": "Hz",
+    "gpu.clock_memory": "Hz",
+    "gpu.fan": "ratio",
+    "gpu.pcie_sent": "bytes/s",
+    "gpu.pcie_received": "bytes/s",
 }
 
 Key = tuple[str, str]
+
+
+def gpu_values(gpu: Gpu) -> dict[Key, float | None]:
+    """The gauges of one GPU or MIG instance, by its uuid."""
+    return {
+        ("gpu.utilisation", gpu.uuid): gpu.utilisation,
+        ("gpu.utilisation_memory", gpu.uuid): gpu.utilisation_memory,
+        ("gpu.encoder", gpu.uuid): gpu.utilisation_encoder,
+        ("gpu.decoder", gpu.uuid): gpu.utilisation_decoder,
+        ("gpu.memory", gpu.uuid): gpu.memory_used,
+        ("gpu.temperature", gpu.uuid): gpu.temperature,
+        ("gpu.power", gpu.uuid): gpu.power,
+        ("gpu.clock", gpu.uuid): gpu.clock_graphics,
+        ("gpu.clock_memory", gpu.uuid): gpu.clock_memory,
+        ("gpu.fan", gpu.uuid): gpu.fan,
+        ("gpu.pcie_sent", gpu.uuid): gpu.pcie_sent,
+        ("gpu.pcie_received", gpu.uuid): gpu.pcie_received,
+    }
+
+
+def replica_values(replicas: Iterable[ReplicaGauges]) -> dict[Key, float | None]:
+    """The gauges of replicas by their ids, and per revision (`deployment/revision`) the sum of what was measured."""
+    values: dict[Key, float | None] = {}
+    for gauges in replicas:
+        revision = f"{gauges.deployment}/{gauges.revision}"
+        measured = {"cpu": gauges.cpu, "memory": gauges.memory, "gpu_memory": gauges.gpu_memory}
+        for what, value in measured.items():
+            values[f"replica.{what}", gauges.replica] = value
+            if value is not None:
+                whole = f"revision.{what}", revision
+                values[whole] = (values.get(whole) or 0) + value
+    return values
 
 
 @dataclass(slots=True)
@@ -75,6 +119,10 @@ class History:
             ring.values[missed % self._length] = math.nan
         ring.values[self._tick % self._length] = value
         ring.last = self._tick
+
+    def names(self) -> tuple[SeriesName, ...]:
+        """Every series that had a value within the hour, in a steady order."""
+        return tuple(SeriesName(name, key, UNITS.get(name, "")) for name, key in sorted(self._rings))
 
     def series(self, name: str, key: str, since: datetime | None = None) -> Series | None:
         """One series, oldest sample first, from its first value on; `None` where there is none of that name and key."""
