@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.nvml.fake import FakeNvml, compiler, loaded
 
 DOCKER_URL = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
 REQUIRED = os.environ.get("QUARTERDECK_REQUIRE_DOCKER") == "1"
@@ -44,12 +47,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 LEFT_OUT = pytest.StashKey[str]()
+NO_COMPILER = pytest.StashKey[str]()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if text := config.stash.get(LEFT_OUT, None):
+    missing = [text for key in (LEFT_OUT, NO_COMPILER) if (text := config.stash.get(key, None))]
+    if missing:
         terminalreporter.section("not tested", sep="!", red=True, bold=True)
-        terminalreporter.line(text)
+        for text in missing:
+            terminalreporter.line(text)
+
+
+@pytest.fixture
+def nvml_compiler(request: pytest.FixtureRequest) -> str:
+    """The C compiler that the fake NVML is built with; its absence is loud, or a failure where the machine is ours."""
+    found = compiler()
+    if found is None:
+        text = "tests of GPUs were LEFT OUT: no C compiler to build the fake NVML with (install gcc and libc6-dev)"
+        if REQUIRED:
+            pytest.fail(text)
+        request.config.stash[NO_COMPILER] = text
+        pytest.skip(text)
+    return found
+
+
+@pytest.fixture
+def fake_nvml(tmp_path: Path, nvml_compiler: str) -> Iterator[FakeNvml]:
+    """A machine with one idle H100, loaded into this process."""
+    with loaded(tmp_path / "nvml") as fake:
+        yield fake
 
 
 @pytest.fixture(scope="session")
