@@ -34,6 +34,9 @@ LEAK_BESIDE = 1 << 30
 CAPPED_BELOW = 0.6
 """Share of the highest clock below which a power limit costs so much that it counts. Above it a limit is a limit."""
 
+REPEATS = 600.0
+"""An Xid that comes again within this many seconds is the same one still: a program may cause hundreds."""
+
 KEEP_XIDS = 20
 LEVELS = (GpuHealth.OK, GpuHealth.DEGRADED, GpuHealth.SICK, GpuHealth.LOST)
 
@@ -111,22 +114,24 @@ def judge(gpu: Gpu, facts: GpuFacts | None, use: GpuUse | None, record: Record) 
 
 
 def with_xids(known: tuple[XidEvent, ...], new: Sequence[XidEvent]) -> tuple[XidEvent, ...]:
-    """All of them, newest first: the last `KEEP_XIDS`, and of each number at least the newest."""
-    if not new:
+    """All of them without repeats, newest first: the last `KEEP_XIDS`, and of each number at least the newest."""
+    merged = list(known)
+    for xid in new:
+        if all(xid.code != other.code or (xid.at - other.at).total_seconds() >= REPEATS for other in merged):
+            merged.append(xid)
+    if len(merged) == len(known):
         return known
-    ordered = sorted((*known, *new), key=lambda xid: xid.at, reverse=True)
     kept, codes = list[XidEvent](), set[int]()
-    for xid in ordered:
+    for xid in sorted(merged, key=lambda xid: xid.at, reverse=True):
         if len(kept) < KEEP_XIDS or xid.code not in codes:
             kept.append(xid)
         codes.add(xid.code)
     return tuple(kept)
 
 
-def trusted(record: Record, at: datetime, errors: int | None) -> Record:
-    """The record once somebody trusts the GPU again: what was until then does not count."""
-    later = tuple(xid for xid in record.xids if xid.at > at)
-    return replace(record, xids=later, trusted_errors=record.trusted_errors if errors is None else errors)
+def trusted(record: Record, at: datetime, errors: int) -> Record:
+    """The record once somebody trusts the GPU again: what was until then does not count, `errors` included."""
+    return replace(record, xids=tuple(xid for xid in record.xids if xid.at > at), trusted_errors=errors)
 
 
 def leaked_memory(gpu: Gpu, use: GpuUse | None) -> int | None:

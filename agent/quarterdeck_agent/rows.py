@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -20,7 +21,7 @@ from quarterdeck_agent.protocol import (
     StepRecord,
     Version,
 )
-from quarterdeck_agent.tables import BodyRow, OperationRow, RevisionRow, VersionRow
+from quarterdeck_agent.tables import BodyRow, GpuRow, OperationRow, RevisionRow, VersionRow
 from quarterdeck_agent.wanted import Instant, WantedRevision
 
 _spec = msgspec.json.Decoder(Spec)
@@ -31,6 +32,22 @@ _files = msgspec.json.Decoder(tuple[ManifestFile, ...])
 _texts = msgspec.json.Decoder(tuple[str, ...])
 _config = msgspec.json.Decoder(dict[str, Any])
 _crashes = msgspec.json.Decoder(list[tuple[str, float, str]])
+_xids = msgspec.json.Decoder(tuple[tuple[int, datetime], ...])
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMemory:
+    """What is remembered of one GPU (`uuid`) for one load of its driver.
+
+    `xids` are (number, time), newest first. `trusted_errors` uncorrectable memory errors do not count any more since
+    somebody trusted the GPU again at `trusted_at`.
+    """
+
+    uuid: str
+    load: str = ""
+    xids: tuple[tuple[int, datetime], ...] = ()
+    trusted_at: datetime | None = None
+    trusted_errors: int = 0
 
 
 def to_json(value: object) -> str:
@@ -171,3 +188,7 @@ def wanted_revision(row: RevisionRow, body: BodyRow | None, gpu_memory_peak: int
 def crashes(row: BodyRow) -> list[tuple[str, float, str]]:
     """Boot id, seconds and reason of each crash, oldest first."""
     return _crashes.decode(row.crashes)
+
+
+def gpu_memory(row: GpuRow) -> GpuMemory:
+    return GpuMemory(row.uuid, row.load, _xids.decode(row.xids), _moment(row.trusted_at), row.trusted_errors)

@@ -1,8 +1,8 @@
 """What is wanted on this host, kept in SQLite: versions, deployments, revisions, operations, and what was ready.
 
 Takes and gives frozen values only; rows never leave. Every method is one transaction, may be called from any thread
-and blocks (call it in a thread). Which fact may be changed by whom: `propose`, `mark_removing` and the version
-methods belong to the API, all other changes to the reconciler.
+and blocks (call it in a thread). Which fact may be changed by whom: `propose`, `mark_removing`, `trust_gpu` and the
+version methods belong to the API, `remember_gpu` to the sampler, all other changes to the reconciler.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from quarterdeck_agent.protocol import (
     StepRecord,
     Version,
 )
-from quarterdeck_agent.tables import BodyRow, DeploymentRow, OperationRow, RevisionRow, VersionRow
+from quarterdeck_agent.rows import GpuMemory
+from quarterdeck_agent.tables import BodyRow, DeploymentRow, GpuRow, OperationRow, RevisionRow, VersionRow
 from quarterdeck_agent.wanted import Instant, Wanted, WantedDeployment, WantedRevision
 
 KEEP_CRASHES = 50
@@ -375,6 +376,40 @@ class Store:
         """Record how an operation ended. The first end stands."""
         with self._database.write() as session:
             self._finish(session, operation, state, code, detail)
+
+    # --- GPUs --------------------------------------------------------------------------------------------------
+
+    def gpu_memories(self) -> dict[str, GpuMemory]:
+        """What is remembered of every GPU, by its uuid."""
+        with self._database.read() as session:
+            return {row.uuid: rows.gpu_memory(row) for row in session.exec(select(GpuRow)).all()}
+
+    def remember_gpu(self, memory: GpuMemory) -> None:
+        """Record the Xids of a GPU. What somebody trusted away since `memory` was read stays as it was trusted."""
+        with self._database.write() as session:
+            row = session.get(GpuRow, memory.uuid) or GpuRow(uuid=memory.uuid)
+            row.load, row.xids = memory.load, rows.to_json(memory.xids)
+            trusted_at = None if memory.trusted_at is None else rows.to_text(memory.trusted_at)
+            if row.trusted_at == trusted_at:
+                row.trusted_errors = memory.trusted_errors
+            session.add(row)
+
+    def trust_gpu(self, uuid: str, errors: int, operation: NewOperation) -> tuple[Operation, bool]:
+        """Record that what was with a GPU until now does not count any more, `errors` memory errors included.
+
+        Gives the operation, which is through at once, and whether this was a repeat.
+        """
+        with self._database.write() as session:
+            repeated = _repeated(session, operation)
+            if repeated is not None:
+                return repeated, True
+            row = session.get(GpuRow, uuid) or GpuRow(uuid=uuid)
+            now = self._clock.wall()
+            row.trusted_at, row.trusted_errors = rows.to_text(now), errors
+            recorded = rows.operation_row(_begun(operation, self._clock, OperationState.SUCCEEDED, now))
+            session.add_all((row, recorded))
+            session.flush()
+            return rows.operation(recorded), False
 
     # --- reads -------------------------------------------------------------------------------------------------
 

@@ -110,3 +110,15 @@ class BodyRow(SQLModel, table=True):
     passed: bool = False
     crashes: str = "[]"
     gpu_memory_peak: int | None = None
+
+
+class GpuRow(SQLModel, table=True):
+    """What is remembered of one GPU: the Xids of one load of its driver, and what somebody trusted away."""
+
+    __tablename__ = "gpus"
+
+    uuid: str = Field(primary_key=True)
+    load: str = ""
+    xids: str = "[]"
+    trusted_at: str | None = None
+    trusted_errors: int = 0

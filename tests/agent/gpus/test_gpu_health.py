@@ -93,7 +93,7 @@ def test_a_flood_of_harmless_xids_does_not_push_out_the_one_that_matters() -> No
     watch = Watch()
     watch.sample(events=[xid(79)])
     for minute in range(100):
-        watch.sample(events=[xid(31, minute)])
+        watch.sample(events=[xid(31, 10 * minute), xid(31, 10 * minute)])
     assert watch.sample()[0] is GpuHealth.SICK
     assert len(watch.record.xids) == KEEP_XIDS + 1
     assert [x.at for x in watch.record.xids] == sorted((x.at for x in watch.record.xids), reverse=True)
