@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 from quarterdeck_agent import runtime_image
 from quarterdeck_agent.api.access import LocalToken
@@ -48,7 +49,7 @@ from quarterdeck_agent.metrics import exposition
 from quarterdeck_agent.notify import Notifier
 from quarterdeck_agent.observer import Memory, Observer
 from quarterdeck_agent.performing import Performer
-from quarterdeck_agent.protocol import Check, Gpu, HostInfo, PartState
+from quarterdeck_agent.protocol import Check, DeltaKind, Gpu, HostInfo, PartState
 from quarterdeck_agent.pushes import Pushes
 from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.reporting import Reporter
@@ -56,6 +57,7 @@ from quarterdeck_agent.routing import Route, resources
 from quarterdeck_agent.sampler import Sampler, Sources
 from quarterdeck_agent.settings import Prepared, Settings, prepare, private_folder
 from quarterdeck_agent.store import Store
+from quarterdeck_agent.trust import Trust
 
 log = logging.getLogger(__name__)
 
@@ -254,6 +256,7 @@ class Host:
             logs=self.logs,
             catalogue=self.catalogue,
             series=self.sampler,
+            gpus=Trust(self.store, lambda: self._all("gpu"), lambda: self._all("gpu_facts"), self._telling(loop)),
             doctor=self._examine,
             metrics=lambda: exposition(self.board.status()),
             upload_size=settings.upload_size,
@@ -366,6 +369,9 @@ class Host:
 
     def _gpus(self) -> tuple[Gpu, ...]:
         return tuple(sorted(self.board.all("gpu").values(), key=lambda gpu: gpu.index))
+
+    def _all(self, kind: DeltaKind) -> tuple[Any, ...]:
+        return tuple(self.board.all(kind).values())
 
     def _capacity(self) -> Capacity:
         memory = self._memory()

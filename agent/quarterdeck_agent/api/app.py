@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from quarterdeck_agent.api import (
     problems,
     routes_deployments,
+    routes_gpus,
     routes_operations,
     routes_status,
     routes_streams,
@@ -22,7 +23,7 @@ from quarterdeck_agent.api.ports import Parts
 from quarterdeck_agent.api.streams import EventText
 from quarterdeck_agent.errors import AgentError
 
-MODULES = (routes_status, routes_deployments, routes_versions, routes_operations, routes_streams)
+MODULES = (routes_status, routes_deployments, routes_versions, routes_gpus, routes_operations, routes_streams)
 
 
 def build(parts: Parts, gatekeeper: Gatekeeper, bounds: Bounds | None = None) -> FastAPI:

@@ -75,6 +75,13 @@ class Pushes(Protocol):
         """Forget a version. Raises `NotFound`, `Conflict` while it is in use."""
 
 
+class Gpus(Protocol):
+    """Changes of what is remembered of GPUs. Called in a thread."""
+
+    def trust(self, uuid: str, request: protocol.ChangeRequest, by: str, operation: str) -> protocol.Operation:
+        """What was with a GPU does not count any more. Raises `NotFound`, `InvalidInput`, `Conflict`."""
+
+
 class Records(Protocol):
     """The store's reads. Called in a thread."""
 
@@ -123,9 +130,19 @@ class Catalogue(Protocol):
 
 
 class SeriesSource(Protocol):
-    """The hour of gauges kept in memory. Called on the loop; `since` leaves out what is older."""
+    """Gauges over time. `since` leaves out what is older, `step` and `points` thin what there is."""
 
-    def series(self, name: str, key: str, since: datetime | None) -> protocol.Series | None: ...
+    async def names(self) -> tuple[protocol.SeriesName, ...]: ...
+
+    async def series(
+        self,
+        name: str,
+        key: str,
+        since: datetime | None = None,
+        *,
+        step: float | None = None,
+        points: int | None = None,
+    ) -> protocol.Series | None: ...
 
 
 async def no_checks() -> tuple[protocol.Check, ...]:
@@ -150,6 +167,7 @@ class Parts:
     logs: Logs
     catalogue: Catalogue
     series: SeriesSource
+    gpus: Gpus
     doctor: Callable[[], Awaitable[Sequence[protocol.Check]]] = no_checks
     metrics: Callable[[], bytes] = no_metrics
     upload_size: int = 2**40

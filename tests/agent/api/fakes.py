@@ -140,9 +140,31 @@ class FakeCatalogue:
         return (protocol.Runtime("python", "Python", "v2", 8000, "/health", "/predict", ("torchscript",), ("docker",)),)
 
 
+class FakeGpus:
+    def trust(self, uuid: str, request: protocol.ChangeRequest, by: str, operation: str) -> protocol.Operation:
+        if uuid != "GPU-1":
+            raise NotFound(f"There is no GPU {uuid}", field="uuid")
+        done = protocol.OperationState.SUCCEEDED
+        return protocol.Operation(operation, "trust-gpu", uuid, by, NOON, done, why=request.why)
+
+
 class FakeSeries:
-    def series(self, name: str, key: str, since: datetime | None) -> protocol.Series | None:
-        return protocol.Series(name, key, "ratio", (protocol.Sample(NOON, None),)) if name == "host.cpu" else None
+    """One series; its step tells which was asked for, its only sample's maximum how many points."""
+
+    async def names(self) -> tuple[protocol.SeriesName, ...]:
+        return (protocol.SeriesName("host.cpu", "", "ratio"),)
+
+    async def series(
+        self,
+        name: str,
+        key: str,
+        since: datetime | None = None,
+        *,
+        step: float | None = None,
+        points: int | None = None,
+    ) -> protocol.Series | None:
+        sample = protocol.Sample(since or NOON, None, points)
+        return protocol.Series(name, key, "ratio", (sample,), step or 1.0) if name == "host.cpu" else None
 
 
 @dataclass
@@ -190,6 +212,7 @@ def parts() -> Parts:
         logs=FakeLogs(),
         catalogue=FakeCatalogue(),
         series=FakeSeries(),
+        gpus=FakeGpus(),
     )
 
 

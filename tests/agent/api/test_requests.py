@@ -222,6 +222,12 @@ def test_wrong_bytes_are_refused(api: Running) -> None:
         ("GET", "/v1/versions/nothing", 404),
         ("GET", "/v1/series?name=nothing", 404),
         ("GET", "/v1/series?name=host.cpu&since=yesterday", 422),
+        ("GET", "/v1/series?name=host.cpu&step=0", 422),
+        ("GET", "/v1/series?name=host.cpu&step=nan", 422),
+        ("GET", "/v1/series?name=host.cpu&step=inf", 422),
+        ("GET", "/v1/series?name=host.cpu&points=1", 422),
+        ("GET", "/v1/series?name=host.cpu&points=1000000", 422),
+        ("GET", "/v1/series?name=", 422),
         ("GET", "/v1/series?name=host.cpu&since=0001-01-01T00:00:00%2B14:00", 422),
         ("GET", "/v1/operations?limit=0", 422),
         ("GET", f"{DEPLOY}/logs?tail=-1", 422),
@@ -265,11 +271,38 @@ def test_secrets_of_a_revision_s_environment_are_never_told(api: Running, path: 
     assert "s3cret" not in response.text
 
 
+def test_a_series_is_asked_for_from_a_moment_on_and_thinned(api: Running) -> None:
+    query = {"name": "host.cpu", "since": "2026-11-01T13:00:00+01:00", "step": "600", "points": "50"}
+    found = api.client().get("/v1/series", params=query).json()
+    assert found["step"] == 600
+    assert found["samples"] == [{"at": "2026-11-01T12:00:00Z", "value": None, "max": 50}]
+
+
 def test_hello_and_the_reads_answer(api: Running) -> None:
     client = api.client()
     assert client.get("/v1/hello").json()["product"] == "quarterdeck"
     assert client.get("/v1/status").json()["info"]["name"] == "cpu-1"
     assert client.get("/v1/runtimes").json()[0]["name"] == "python"
     assert client.get("/v1/series?name=host.cpu").json()["samples"][0]["value"] is None
+    assert client.get("/v1/series").json() == [{"name": "host.cpu", "key": "", "unit": "ratio"}]
     assert client.get(f"{DEPLOY}/revisions").json()[0]["number"] == 1
     assert json.loads(client.get("/v1/openapi.json").content)["openapi"].startswith("3.1")
+
+
+def test_a_gpu_can_be_trusted_again_for_a_reason(api: Running) -> None:
+    response = api.client().post("/v1/gpus/GPU-1/trust", json={"why": "reset and tested"})
+    assert response.status_code == 202
+    made = response.json()
+    assert (made["kind"], made["target"], made["why"], made["state"]) == (
+        "trust-gpu",
+        "GPU-1",
+        "reset and tested",
+        "succeeded",
+    )
+    assert response.headers["location"] == f"/v1/operations/{made['id']}"
+
+
+def test_trusting_a_gpu_that_is_not_there_is_refused(api: Running) -> None:
+    response = api.client().post("/v1/gpus/GPU-2/trust")
+    assert response.status_code == 404
+    assert problem(response)["field"] == "uuid"
