@@ -42,7 +42,9 @@ from quarterdeck_agent.drivers.nvml import NvmlReader
 from quarterdeck_agent.drivers.process import ProcessEngine
 from quarterdeck_agent.drivers.simulated import SimulatedEngine
 from quarterdeck_agent.errors import AgentError, GatewayError
+from quarterdeck_agent.gauges import Gauges
 from quarterdeck_agent.handover import Capacity
+from quarterdeck_agent.history import Minutes
 from quarterdeck_agent.housekeeping import Housekeeper
 from quarterdeck_agent.logs import LogStore
 from quarterdeck_agent.metrics import exposition
@@ -55,6 +57,7 @@ from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.reporting import Reporter
 from quarterdeck_agent.routing import Route, resources
 from quarterdeck_agent.sampler import Sampler, Sources
+from quarterdeck_agent.series import History
 from quarterdeck_agent.settings import Prepared, Settings, prepare, private_folder
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.trust import Trust
@@ -177,6 +180,7 @@ class Host:
             await asyncio.to_thread(self.collector.close)
         await self.engine.close()
         await self.gateway.close()
+        await asyncio.to_thread(self.gauges.close)
         self.logs.close()
         await asyncio.to_thread(self.store.close)
 
@@ -214,6 +218,11 @@ class Host:
                 alive=self._notifier.alive,
             )
         )
+        self.gauges = Gauges(
+            clock,
+            Minutes(settings.history_path, days=settings.history_days, size=settings.history_size),
+            hour=History(step=settings.sample_interval),
+        )
         self.sampler = self._sampler()
         self.server = self._server(loop)
 
@@ -228,7 +237,8 @@ class Host:
             nvml=NvmlReader(),
             replicas=self.observer.found,
         )
-        return Sampler(self.board, sources, self._clock, interval=self._settings.sample_interval)
+        interval = self._settings.sample_interval
+        return Sampler(self.board, sources, self._clock, interval=interval, gauges=self.gauges)
 
     def _performer(self) -> Performer:
         return Performer(
@@ -255,7 +265,7 @@ class Host:
             blobs=self.blobs,
             logs=self.logs,
             catalogue=self.catalogue,
-            series=self.sampler,
+            series=self.gauges,
             gpus=Trust(self.store, lambda: self._all("gpu"), lambda: self._all("gpu_facts"), self._telling(loop)),
             doctor=self._examine,
             metrics=lambda: exposition(self.board.status()),

@@ -21,6 +21,7 @@ from quarterdeck_agent.drivers.host import HostReader
 from quarterdeck_agent.drivers.nvml import NAME as NVML
 from quarterdeck_agent.drivers.nvml import NvmlReader, NvmlSeen
 from quarterdeck_agent.errors import AgentError
+from quarterdeck_agent.gauges import Gauges
 from quarterdeck_agent.protocol import (
     DeploymentState,
     DeploymentStatus,
@@ -31,7 +32,7 @@ from quarterdeck_agent.protocol import (
     Series,
     Traffic,
 )
-from quarterdeck_agent.series import History, Key, gpu_values, replica_values
+from quarterdeck_agent.series import Key, gpu_values, replica_values
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +95,11 @@ class Sampler:
         *,
         interval: float = 1.0,
         access_log_size: int = ACCESS_LOG_SIZE,
+        gauges: Gauges | None = None,
     ) -> None:
         self._board, self._sources, self._clock = board, sources, clock
         self._interval, self._access_log_size = interval, access_log_size
-        self._history = History()
+        self._gauges = gauges or Gauges(clock)
         self._cpu: dict[str, tuple[float, float]] = {}
         self._counted: dict[str, tuple[int, int, float]] = {}
         self._nvml: asyncio.Task[None] | None = None
@@ -106,7 +108,7 @@ class Sampler:
 
     def series(self, name: str, key: str, since: datetime | None = None) -> Series | None:
         """The last hour of one gauge; `None` where nothing of that name and key was ever seen."""
-        return self._history.series(name, key, since)
+        return self._gauges.hour.series(name, key, since)
 
     async def run(self) -> None:
         """Sample until cancelled. A pass that takes long is followed by the next one at its proper time."""
@@ -130,7 +132,7 @@ class Sampler:
         self._begin_nvml()
         for gpu in self._board.all("gpu").values():
             values.update(gpu_values(gpu))
-        self._history.add(at, values)
+        self._gauges.add(at, values)
 
     async def _guard(self, source: str, work: Awaitable[None]) -> None:
         """A source that fails is told about once, and once more when it is well again."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from quarterdeck_agent.protocol import Gpu, ReplicaGauges, Sample, Series, SeriesName
+from quarterdeck_agent.protocol import Gpu, ReplicaGauges, Sample, Series
 
 LENGTH = 3600
 
@@ -91,10 +91,10 @@ class _Ring:
 
 
 class History:
-    """Keeps `length` ticks. A tick in which a series got no value is a gap (`None`) in it."""
+    """Keeps `length` ticks, `step` seconds apart. A tick in which a series got no value is a gap (`None`) in it."""
 
-    def __init__(self, length: int = LENGTH) -> None:
-        self._length = length
+    def __init__(self, length: int = LENGTH, step: float = 1.0) -> None:
+        self._length, self._step = length, step
         self._tick = -1
         self._times = array("d", [math.nan]) * length
         self._rings: dict[Key, _Ring] = {}
@@ -120,9 +120,16 @@ class History:
         ring.values[self._tick % self._length] = value
         ring.last = self._tick
 
-    def names(self) -> tuple[SeriesName, ...]:
-        """Every series that had a value within the hour, in a steady order."""
-        return tuple(SeriesName(name, key, UNITS.get(name, "")) for name, key in sorted(self._rings))
+    @property
+    def began(self) -> datetime | None:
+        """When the oldest tick that is kept was; `None` before the first."""
+        if self._tick < 0:
+            return None
+        return datetime.fromtimestamp(self._times[max(0, self._tick - self._length + 1) % self._length], UTC)
+
+    def names(self) -> frozenset[Key]:
+        """Every series that had a value within the hour."""
+        return frozenset(self._rings)
 
     def series(self, name: str, key: str, since: datetime | None = None) -> Series | None:
         """One series, oldest sample first, from its first value on; `None` where there is none of that name and key."""
@@ -136,4 +143,4 @@ class History:
             value = ring.values[tick % self._length] if tick <= ring.last else math.nan
             if at > floor and (samples or not math.isnan(value)):
                 samples.append(Sample(datetime.fromtimestamp(at, UTC), None if math.isnan(value) else value))
-        return Series(name, key, UNITS.get(name, ""), tuple(samples))
+        return Series(name, key, UNITS.get(name, ""), tuple(samples), self._step)

@@ -129,11 +129,17 @@ class Settings:
     probe_interval: float = _setting("probe.interval", _seconds(0.05, 60), 1.0)
     probe_deadline: float = _setting("probe.deadline", _seconds(0.05, 60), 2.0)
     sample_interval: float = _setting("sampler.interval", _seconds(0.1, 60), 1.0)
+    history_days: int = _setting("history.days", _whole(1, 3_650), 30)
+    history_size: int = _setting("history.size", _size, 256 * 2**20)
     log_level: str = _setting("log_level", _one_of("debug", "info", "warning", "error"), "info")
 
     @property
     def store_path(self) -> Path:
         return self.data_folder / "store.sqlite"
+
+    @property
+    def history_path(self) -> Path:
+        return self.data_folder / "history.sqlite"
 
 
 @dataclass(frozen=True, slots=True)

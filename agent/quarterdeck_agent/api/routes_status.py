@@ -17,6 +17,8 @@ from quarterdeck_agent.errors import NotFound
 from quarterdeck_agent.principal import Role
 
 CAPABILITIES = ("watch", "logs", "push", "plan")
+LONGEST_STEP = 30 * 86_400
+MOST_POINTS = 50_000
 
 routes = router("host")
 
@@ -69,18 +71,33 @@ async def doctor(parts: Has) -> Response:
     return answer(tuple(await parts.doctor()))
 
 
-@routes.get("/v1/series", response_model=protocol.Series, summary="The last hour of one gauge")
+@routes.get(
+    "/v1/series",
+    response_model=protocol.Series | list[protocol.SeriesName],
+    summary="One gauge over time, or which there are",
+)
 @needs(Role.VIEWER)
 async def series(
     parts: Has,
-    name: Annotated[str, Query(max_length=64, pattern=r"^[a-z0-9_.]+$", description="Such as `host.cpu`.")],
+    name: Annotated[
+        str | None,
+        Query(max_length=64, pattern=r"^[a-z0-9_.]+$", description="Such as `host.cpu`; without it all are listed."),
+    ] = None,
     key: Annotated[str, Query(max_length=256, description="Whose: a replica's id, `deployment/revision`, a GPU.")] = "",
-    since: Annotated[AwareDatetime | None, Query(description="Only what is newer.")] = None,
+    since: Annotated[AwareDatetime | None, Query(description="Only what is newer; an hour ago.")] = None,
+    step: Annotated[float | None, Query(ge=0.1, le=LONGEST_STEP, description="Seconds from sample to sample.")] = None,
+    points: Annotated[int | None, Query(ge=2, le=MOST_POINTS, description="At most so many samples.")] = None,
 ) -> Response:
-    """Samples of one gauge, kept in memory for an hour. A gap is a `null`, never a zero."""
-    found = parts.series.series(name, key, utc(since, "since"))
+    """Samples of one gauge, oldest first. The last hour comes as it was sampled, what is older in whole minutes; `step`
+    and `points` thin it, and beyond the hour there are 1,000 samples at most unless `points` says another number. A
+    sample that stands for a longer time has its mean as `value` and its maximum as `max`. A gap is a `null`, never a
+    zero.
+    """
+    if name is None:
+        return answer(await parts.series.names())
+    found = await parts.series.series(name, key, utc(since, "since"), step=step, points=points)
     if found is None:
-        raise NotFound("There is no such series", field="name", hint="See the gauges in /v1/status.")
+        raise NotFound("There is no such series", field="name", hint="GET /v1/series without a name lists all.")
     return answer(found)
 
 
