@@ -88,6 +88,10 @@ class Server:
         with contextlib.suppress(FileNotFoundError):
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
+        # Accept nobody from here on, and let whoever was accepted a moment ago become a connection: asyncio (3.11)
+        # drops his socket without closing it when the listener closes in between.
+        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        await asyncio.sleep(0)
         await self._server.shutdown(sockets=[self._socket])
         for connection in list(self._server.server_state.connections):
             cast(Any, connection).transport.abort()
