@@ -36,13 +36,17 @@ from quarterdeck_agent.drivers.docker import DockerEngine
 from quarterdeck_agent.drivers.docker_logs import DockerLogCollector
 from quarterdeck_agent.drivers.envoy import EnvoyGateway
 from quarterdeck_agent.drivers.envoy_process import find_binary
+from quarterdeck_agent.drivers.gpu_driver import load_id
 from quarterdeck_agent.drivers.host import HostReader, clock_synchronised
 from quarterdeck_agent.drivers.nvml import NAME as NVML
 from quarterdeck_agent.drivers.nvml import NvmlReader
 from quarterdeck_agent.drivers.process import ProcessEngine
+from quarterdeck_agent.drivers.processes import ProcessReader
 from quarterdeck_agent.drivers.simulated import SimulatedEngine
 from quarterdeck_agent.errors import AgentError, GatewayError
 from quarterdeck_agent.gauges import Gauges
+from quarterdeck_agent.gpu_records import GpuRecords
+from quarterdeck_agent.gpu_sampler import GpuSampler, GpuSources
 from quarterdeck_agent.handover import Capacity
 from quarterdeck_agent.history import Minutes
 from quarterdeck_agent.housekeeping import Housekeeper
@@ -61,6 +65,7 @@ from quarterdeck_agent.series import History
 from quarterdeck_agent.settings import Prepared, Settings, prepare, private_folder
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.trust import Trust
+from quarterdeck_agent.xids import load_xids
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +160,7 @@ class Host:
                 ("observer", self.observer.run),
                 ("reconciler", self.reconciler.run),
                 ("sampler", self.sampler.run),
+                ("GPU sampler", self.gpus.run),
                 ("housekeeper", self._housekeeper().run),
             )
         ]
@@ -223,19 +229,31 @@ class Host:
             Minutes(settings.history_path, days=settings.history_days, size=settings.history_size),
             hour=History(step=settings.sample_interval),
         )
+        self.gpus = self._gpu_sampler()
         self.sampler = self._sampler()
         self.server = self._server(loop)
 
     def _housekeeper(self) -> Housekeeper:
         return Housekeeper(self.store, self.blobs, self.logs, self.observer.found, self.observer.unstaged)
 
+    def _gpu_sampler(self) -> GpuSampler:
+        sources = GpuSources(
+            nvml=NvmlReader(),
+            processes=ProcessReader(),
+            replicas=self.observer.found,
+            keep=self.store.record_gpu_memory,
+            judge=GpuRecords(self.store, load_xids(), self._clock, load_id),
+            labels=dict(self._settings.gpu_labels),
+        )
+        return GpuSampler(self.board, sources, self._clock, interval=self._settings.sample_interval)
+
     def _sampler(self) -> Sampler:
         sources = Sources(
             host=HostReader(self._settings.data_folder, self._clock),
             cgroups=CgroupReader(),
             gateway=self.gateway,
-            nvml=NvmlReader(),
             replicas=self.observer.found,
+            gpu_memory=self.gpus.memory,
         )
         interval = self._settings.sample_interval
         return Sampler(self.board, sources, self._clock, interval=interval, gauges=self.gauges)

@@ -1,7 +1,7 @@
-"""The other loop: reads the gauges of host, replicas, gateway and GPUs, publishes them, and keeps an hour of them.
+"""The other loop: reads the gauges of host, replicas and gateway, publishes them, and keeps an hour of them.
 
 Each source fails on its own: what cannot be read is `None` or gone, the rest goes on. It changes nothing on the host
-but the size of the gateway's access log, and asks no engine.
+but the size of the gateway's access log, and asks no engine. GPUs are read beside it, see `gpu_sampler`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,12 @@ from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Found
 from quarterdeck_agent.drivers.cgroup import CgroupReader, Usage
 from quarterdeck_agent.drivers.host import HostReader
-from quarterdeck_agent.drivers.nvml import NAME as NVML
-from quarterdeck_agent.drivers.nvml import NvmlReader, NvmlSeen
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.gauges import Gauges
 from quarterdeck_agent.protocol import (
     DeploymentState,
     DeploymentStatus,
     HostGauges,
-    Part,
-    PartState,
     ReplicaGauges,
     Series,
     Traffic,
@@ -35,9 +31,6 @@ from quarterdeck_agent.protocol import (
 from quarterdeck_agent.series import Key, gpu_values, replica_values
 
 log = logging.getLogger(__name__)
-
-ABSENT_EVERY = 60.0
-"""Where there is no NVML it is asked once a minute, in case a driver is installed."""
 
 ROTATE_EVERY = 10.0
 ACCESS_LOG_SIZE = 50 << 20
@@ -75,13 +68,16 @@ class GatewaySource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the gauges come from. `replicas` gives the last inventory and must not block."""
+    """Where the gauges come from. `replicas` gives the last inventory and must not block.
+
+    `gpu_memory` gives what each replica held on all its GPUs when they were read last.
+    """
 
     host: HostReader
     cgroups: CgroupReader
     gateway: GatewaySource
-    nvml: NvmlReader
     replicas: Callable[[], Sequence[Found]]
+    gpu_memory: Callable[[], Mapping[str, int | None]] = dict
 
 
 class Sampler:
@@ -102,8 +98,7 @@ class Sampler:
         self._gauges = gauges or Gauges(clock)
         self._cpu: dict[str, tuple[float, float]] = {}
         self._counted: dict[str, tuple[int, int, float]] = {}
-        self._nvml: asyncio.Task[None] | None = None
-        self._nvml_next = self._rotate_next = 0.0
+        self._rotate_next = 0.0
         self._failing: dict[str, str] = {}
 
     def series(self, name: str, key: str, since: datetime | None = None) -> Series | None:
@@ -119,8 +114,6 @@ class Sampler:
                 next_at = max(next_at + self._interval, self._clock.now())
                 await asyncio.sleep(max(0.0, next_at - self._clock.now()) or 0.001)
         finally:
-            if self._nvml is not None:
-                self._nvml.cancel()
             self._sources.cgroups.close()
 
     async def sample(self) -> None:
@@ -129,7 +122,6 @@ class Sampler:
         at = self._clock.wall()
         await self._guard("host", self._sample_machine(values))
         await self._guard("gateway", self._sample_gateway(values))
-        self._begin_nvml()
         for gpu in self._board.all("gpu").values():
             values.update(gpu_values(gpu))
         self._gauges.add(at, values)
@@ -159,12 +151,20 @@ class Sampler:
         self._board.publish("gauges", "", gauges)
         values.update(_host_values(gauges))
         owners = {found.id: found for found in replicas}
+        gpu_memory = self._sources.gpu_memory()
         shown = {}
         for replica, used in usage.items():
             cpu = self._cores(replica, used, now)
             found = owners[replica]
             shown[replica] = ReplicaGauges(
-                replica, found.deployment, found.revision, cpu, used.memory, used.memory_limit, used.processes
+                replica,
+                found.deployment,
+                found.revision,
+                cpu,
+                used.memory,
+                used.memory_limit,
+                used.processes,
+                gpu_memory.get(replica),
             )
         self._cpu = {replica: seen for replica, seen in self._cpu.items() if replica in usage}
         values.update(replica_values(shown.values()))
@@ -235,28 +235,6 @@ class Sampler:
         total, errors = (before[0], before[1]) if figures.total >= before[0] else (0, 0)
         elapsed = now - before[2]
         return round((figures.total - total) / elapsed, 2), round(max(0, figures.errors - errors) / elapsed, 2)
-
-    # --- GPUs --------------------------------------------------------------------------------------------------
-
-    def _begin_nvml(self) -> None:
-        """Ask NVML beside the loop: a driver that hangs must not hold the other gauges up."""
-        now = self._clock.now()
-        if (self._nvml is None or self._nvml.done()) and now >= self._nvml_next:
-            self._nvml_next = now + self._interval
-            self._nvml = asyncio.create_task(self._guard("NVML", self._sample_nvml()))
-
-    async def _sample_nvml(self) -> None:
-        seen = await self._sources.nvml.read()
-        if seen.state is PartState.ABSENT:
-            self._nvml_next = self._clock.now() + ABSENT_EVERY
-        self._board.publish("part", NVML, self._part(seen))
-        self._board.publish_all("gpu", {gpu.uuid: gpu for gpu in seen.gpus})
-
-    def _part(self, seen: NvmlSeen) -> Part:
-        before = self._board.get("part", NVML)
-        same = isinstance(before, Part) and before.state == seen.state
-        since = before.since if isinstance(before, Part) and same else self._clock.wall()
-        return Part(NVML, seen.state, since, seen.version, seen.detail)
 
 
 def _weight(status: DeploymentStatus | None, revision: int) -> float:

@@ -34,6 +34,8 @@ SOCKET_PATH_MAX = 107  # sun_path holds 108 bytes with its NUL (unix(7))
 PREFIX = "QUARTERDECK_"
 TOKEN_PREFIX = "qd_"  # noqa: S105  lets scanners recognise a leaked token; no secret itself
 UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+GPU = r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{1,90}"
+LABEL = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 Read = Callable[[Any], Any]
 
@@ -96,6 +98,19 @@ def _switch(value: Any) -> bool:
     return words[value.lower()]
 
 
+def _labels(value: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """What GPUs are called, by uuid or index: a table of lists, or the text `0=fast,big;GPU-…=slow`."""
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.split(";") if part.strip()]
+        value = {gpu.strip(): [label.strip() for label in labels.split(",")] for gpu, _, labels in pairs}
+    if not isinstance(value, dict) or not all(re.fullmatch(GPU, gpu) for gpu in value):
+        raise ValueError("must name GPUs by uuid or index")
+    for labels in value.values():
+        if not isinstance(labels, list) or not all(isinstance(x, str) and re.fullmatch(LABEL, x) for x in labels):
+            raise ValueError("must give each GPU a list of words such as training or rack-2")
+    return tuple((gpu, tuple(labels)) for gpu, labels in value.items())
+
+
 def _setting(key: str, read: Read, default: Any = MISSING) -> Any:
     """A field that `agent.toml` calls `key` (`table.name`) and that `read` turns into its value or refuses."""
     return field(default=default, metadata={"key": key, "read": read})
@@ -131,6 +146,7 @@ class Settings:
     sample_interval: float = _setting("sampler.interval", _seconds(0.1, 60), 1.0)
     history_days: int = _setting("history.days", _whole(1, 3_650), 30)
     history_size: int = _setting("history.size", _size, 256 * 2**20)
+    gpu_labels: tuple[tuple[str, tuple[str, ...]], ...] = _setting("gpus.labels", _labels, ())
     log_level: str = _setting("log_level", _one_of("debug", "info", "warning", "error"), "info")
 
     @property

@@ -48,6 +48,16 @@ def test_an_override_beats_the_environment_which_beats_the_file(tmp_path: Path) 
     assert found.docker_url == "unix:///var/run/docker.sock"
 
 
+def test_gpus_get_labels_by_uuid_or_index_from_the_file_or_the_environment(tmp_path: Path) -> None:
+    config = written(tmp_path, '[gpus.labels]\n0 = ["big", "rack-2"]\n"GPU-8f2b-1" = []\n')
+    assert dict(settings.load({}, config=config).gpu_labels) == {"0": ("big", "rack-2"), "GPU-8f2b-1": ()}
+    config = written(tmp_path, '[gpus]\nlabels = {"MIG-8f2b" = ["small"]}\n')
+    assert settings.load({}, config=config).gpu_labels == (("MIG-8f2b", ("small",)),)
+    said = settings.load({"QUARTERDECK_GPU_LABELS": "0=big, rack-2; GPU-8f2b-1=small"}, root=True)
+    assert dict(said.gpu_labels) == {"0": ("big", "rack-2"), "GPU-8f2b-1": ("small",)}
+    assert settings.load({}, root=True).gpu_labels == ()
+
+
 @pytest.mark.parametrize(
     ("text", "key", "says"),
     [
@@ -66,6 +76,10 @@ def test_an_override_beats_the_environment_which_beats_the_file(tmp_path: Path) 
         ("min_free = true", "min_free", "a size such as"),
         ("min_free = 1.5", "min_free", "a size such as"),
         ("[gateway]\nsupervised = 1", "gateway.supervised", "true or false"),
+        ("[gpus.labels]\nfirst = ['big']", "gpus.labels", "by uuid or index"),
+        ("[gpus.labels]\n0 = 'big'", "gpus.labels", "a list of words"),
+        ("[gpus.labels]\n0 = ['big one']", "gpus.labels", "a list of words"),
+        ("[gpus]\nlabels = 0", "gpus.labels", "by uuid or index"),
         ("[probe]\ninterval = 0", "probe.interval", "seconds from"),
         ("[probe]\ninterval = nan", "probe.interval", "seconds from"),
     ],

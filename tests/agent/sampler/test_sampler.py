@@ -22,7 +22,6 @@ from quarterdeck_agent.drivers.base import Found, Life
 from quarterdeck_agent.drivers.cgroup import CgroupReader
 from quarterdeck_agent.drivers.envoy_stats import ClusterStats
 from quarterdeck_agent.drivers.host import HostReader
-from quarterdeck_agent.drivers.nvml import NvmlReader, NvmlSeen
 from quarterdeck_agent.errors import EngineUnresponsive, GatewayError
 from quarterdeck_agent.metrics import exposition
 from quarterdeck_agent.protocol import Gpu, HostGauges, HostInfo, Part, PartState
@@ -66,13 +65,6 @@ class Gateway:
         return False
 
 
-class Nvml(NvmlReader):
-    """NVML with one GPU."""
-
-    async def read(self) -> NvmlSeen:
-        return NvmlSeen(PartState.OK, "", "570", (Gpu(0, "GPU-0", "Pretend", 100, 50, 0.5, 40.0, 70.0),))
-
-
 def found(name: str, pid: int | None = None) -> Found:
     return Found(name, "digits", 1, "b", "v", f"{name}:1", Life.RUNNING, pids=(pid or os.getpid(),))
 
@@ -87,7 +79,7 @@ class Bench:
 
 def bench(tmp_path: Path, replicas: Sequence[Found] = ()) -> Bench:
     board, clock, gateway = Board(INFO), HandClock(), Gateway()
-    sources = Sources(HostReader(tmp_path, clock), CgroupReader(), gateway, Nvml(), lambda: replicas)
+    sources = Sources(HostReader(tmp_path, clock), CgroupReader(), gateway, lambda: replicas, lambda: {"a": 1 << 30})
     return Bench(board, clock, gateway, Sampler(board, sources, clock))
 
 
@@ -106,7 +98,7 @@ def stats(total: int, errors: int = 0, **more: Any) -> ClusterStats:
     return ClusterStats(total, errors, 0, more.pop("active", 1), more.pop("held", 2), **more)
 
 
-def test_one_pass_publishes_host_replica_traffic_and_gpu(tmp_path: Path) -> None:
+def test_one_pass_publishes_host_replica_and_traffic(tmp_path: Path) -> None:
     it = bench(tmp_path, [found("a")])
     it.gateway.figures = {"digits.1": stats(10, p50=0.01)}
     passes(it, 2)
@@ -114,8 +106,17 @@ def test_one_pass_publishes_host_replica_traffic_and_gpu(tmp_path: Path) -> None
     assert status.gauges is not None and status.gauges.memory_total
     assert [(g.replica, g.deployment, g.revision) for g in status.replica_gauges] == [("a", "digits", 1)]
     assert [(t.deployment, t.revision, t.p50, t.held) for t in status.traffic] == [("digits", 1, 0.01, 2)]
-    assert [gpu.uuid for gpu in status.gpus] == ["GPU-0"]
-    assert [(part.name, part.state) for part in status.parts] == [("nvml", PartState.OK)]
+
+
+def test_what_a_replica_holds_on_gpus_is_among_its_gauges_and_what_gpus_tell_is_kept(tmp_path: Path) -> None:
+    it = bench(tmp_path, [found("a"), found("b")])
+    it.board.publish("gpu", "GPU-0", Gpu(0, "GPU-0", "Pretend", 100, 50, 0.5, 40.0, 70.0))
+    passes(it, 1)
+    assert [gauges.gpu_memory for gauges in it.board.status().replica_gauges] == [1 << 30, None]
+    for name, key, value in (("replica.gpu_memory", "a", 1 << 30), ("gpu.memory", "GPU-0", 50)):
+        kept = it.sampler.series(name, key)
+        assert kept is not None and [sample.value for sample in kept.samples] == [value]
+    assert it.sampler.series("replica.gpu_memory", "b") is None
 
 
 def test_rates_are_differences_over_time(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_the_access_log_is_looked_at_every_ten_seconds(tmp_path: Path) -> None:
 
 def test_the_loop_runs_at_its_interval_until_cancelled(tmp_path: Path) -> None:
     board, gateway = Board(INFO), Gateway()
-    sources = Sources(HostReader(tmp_path, SystemClock()), CgroupReader(), gateway, Nvml(), tuple)
+    sources = Sources(HostReader(tmp_path, SystemClock()), CgroupReader(), gateway, tuple)
     sampler = Sampler(board, sources, SystemClock(), interval=0.05)
 
     def samples() -> int:
