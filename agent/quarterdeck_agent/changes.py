@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 
 from quarterdeck_agent.bundle import ModelConfig, check_env, check_name, diff, parse, shown
 from quarterdeck_agent.catalogue import Catalogue, Launch
+from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
-from quarterdeck_agent.handover import Capacity, Choice, Claim, choose, start_times, with_pause
+from quarterdeck_agent.handover import Capacity, Choice, Group, Question, choose, start_times, with_pause
 from quarterdeck_agent.performing import Recipe
+from quarterdeck_agent.placement import gib, never_fits, place_names
 from quarterdeck_agent.plan import rolling
 from quarterdeck_agent.protocol import (
     Change,
@@ -56,6 +58,8 @@ class Draft:
     starts_nothing: bool = False
     image: str | None = None
     golden: int = 0
+    asks: Resources = dataclasses.field(default_factory=Resources)
+    on: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +193,10 @@ class Changes:
         model = parse(version.config)
         body, image = self._shape(spec, model, now)
         live = now.live if now else None
-        choice = choose(spec, model.resources, live, self.capacity(), self._warm_claim(now, body))
+        capacity = self.capacity()
+        if not spec.stopped:
+            check_fits(model.resources, spec, capacity)
+        choice = choose(spec, self._question(now, spec, model, body, capacity))
         waiting = spec.limits.in_flight + spec.limits.queue
         choice = with_pause(choice, start_times(self.store.revisions(name)), waiting)
         return Draft(
@@ -206,7 +213,32 @@ class Changes:
             golden=len(model.golden),
             image=image,
             starts_nothing=spec.stopped or (live is not None and live.body == body and not live.spec.stopped),
+            asks=model.resources,
+            on=place_names(choice.places, capacity.sight),
         )
+
+    def _question(
+        self, now: WantedDeployment | None, spec: Spec, model: ModelConfig, body: str, capacity: Capacity
+    ) -> Question:
+        """What the choice of a handover depends on."""
+        live = now.live if now is not None and now.live is not None and not now.live.spec.stopped else None
+        warm = now.previous if now is not None and now.previous is not None and now.previous.body != body else None
+        name = now.name if now is not None else ""
+        return Question(
+            new=Group(model.resources, spec.replicas, (), self.store.gpu_memory_peak(name, body, spec.version)),
+            live=self._group(name, live, capacity) if live is not None else None,
+            capacity=capacity,
+            warm=self._group(name, warm, capacity) if warm is not None else None,
+            deployment=name,
+            body=body,
+            label=live.spec.label if live is not None else None,
+        )
+
+    def _group(self, name: str, revision: WantedRevision, capacity: Capacity) -> Group:
+        """The running replicas of a revision."""
+        asks = parse(self.store.version(revision.spec.version).config).resources
+        mine = {c.replica for c in capacity.claims if (c.deployment, c.body) == (name, revision.body)}
+        return Group(asks, revision.spec.replicas, tuple(sorted(mine)), revision.gpu_memory_peak)
 
     def _shape(self, spec: Spec, model: ModelConfig, now: WantedDeployment | None) -> tuple[str, str | None]:
         """The body and, where it is known, the image. What stops runs nothing, so it needs no runtime any more."""
@@ -274,13 +306,6 @@ class Changes:
         model = parse(self.store.version(revision.spec.version).config)
         launch = self.catalogue.get(model.runtime).launch(model, self.engine)
         return Recipe(model, launch, revision.body, environment(revision.spec, model, launch))
-
-    def _warm_claim(self, now: WantedDeployment | None, body: str) -> Claim | None:
-        """What the warm revision claims; `None` without one, and when it is what is asked for."""
-        if now is None or now.previous is None or now.previous.body == body:
-            return None
-        resources = parse(self.store.version(now.previous.spec.version).config).resources
-        return Claim(resources, now.previous.spec.replicas)
 
     def _wanted(self, name: str) -> WantedDeployment | None:
         found = next((d for d in self.store.wanted().deployments if d.name == name), None)
@@ -372,6 +397,16 @@ def check_spec(spec: Spec) -> Spec:
     return spec
 
 
+def check_fits(asks: Resources, spec: Spec, capacity: Capacity) -> None:
+    """Refuse what this host's GPUs could not carry even if they were all empty: waiting would not help."""
+    if (why := never_fits(asks, spec.replicas, capacity.sight)) is not None:
+        raise InvalidInput(
+            f"{spec.label} can never run on this host: it {why}",
+            field="resources.gpus",
+            hint="Deploy it on a host that has such GPUs (qd gpus shows them), or ask for less in [resources].",
+        )
+
+
 def body_digest(spec: Spec, model: ModelConfig, launch: Launch) -> str:
     """The digest of everything that shapes a replica; equal digests mean interchangeable replicas."""
     shape = {
@@ -379,12 +414,22 @@ def body_digest(spec: Spec, model: ModelConfig, launch: Launch) -> str:
         "env": spec.env,
         "restart": spec.restart,
         "launch": dataclasses.asdict(launch),
-        "resources": dataclasses.asdict(model.resources),
+        "resources": resources_shape(model.resources),
         "user": model.user,
         "writable_root": model.writable_root,
     }
     text = json.dumps(shape, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+LATER_RESOURCES = ("exclusive", "mig", "gpu_model", "gpu_labels")
+"""Came after the first release: as long as they are not asked for, digests are as they were without them."""
+
+
+def resources_shape(asks: Resources) -> dict[str, object]:
+    """What is asked for, as it goes into a body's digest."""
+    shape = dataclasses.asdict(asks)
+    return {key: value for key, value in shape.items() if key not in LATER_RESOURCES or value}
 
 
 def environment(spec: Spec, model: ModelConfig, launch: Launch) -> dict[str, str]:
@@ -474,9 +519,19 @@ def preview_steps(draft: Draft) -> tuple[str, ...]:
     golden = ("golden requests",) if draft.golden and draft.spec.golden else ()
     gate = (f"ready for {draft.spec.dwell:g} s", *golden)
     if draft.choice.handover == "hold":
-        old = ("hold new requests", "drain and stop the old replicas", "wait until the memory is free")
+        old = ("hold new requests", "drain and stop the old replicas", wait_for_memory(draft))
         return ("stage the version", *old, f"start {count}", *gate, "release the requests")
-    return ("stage the version", f"start {count}", *gate, "switch", "drain the old replicas")
+    where = f" on {draft.on}" if draft.on else ""
+    return ("stage the version", f"start {count}{where}", *gate, "switch", "drain the old replicas")
+
+
+def wait_for_memory(draft: Draft) -> str:
+    """What a hold waits for between stop and start, in words."""
+    if not draft.asks.gpus:
+        return "wait until the memory is free"
+    what = gib(draft.asks.vram) if draft.asks.vram is not None else "all memory"
+    each = " each" if draft.spec.replicas * draft.asks.gpus > 1 else ""
+    return f"wait for {what}{each} on {draft.on or 'a GPU'}"
 
 
 def if_it_fails(draft: Draft) -> str:

@@ -8,9 +8,8 @@ from statistics import median
 from typing import Literal
 
 from quarterdeck_agent.drivers.base import Resources
-from quarterdeck_agent.plan import free_vram, gib
-from quarterdeck_agent.protocol import Gpu, Revision, Spec
-from quarterdeck_agent.wanted import WantedRevision
+from quarterdeck_agent.placement import Ask, Claim, Place, Sight, gib, needs, place, really_free, without
+from quarterdeck_agent.protocol import Revision, Spec
 
 HEADROOM = 0.05
 """Share of the host's memory that both revisions together must leave free."""
@@ -18,33 +17,44 @@ HEADROOM = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the host could give right now, in bytes; `None` where it cannot be told."""
+    """What the host could give right now, in bytes; `None` where it cannot be told. `claims` are those on its GPUs."""
 
     memory_total: int | None = None
     memory_available: int | None = None
-    gpus: tuple[Gpu, ...] = ()
+    sight: Sight = field(default_factory=Sight)
+    claims: tuple[Claim, ...] = ()
+
+    def without(self, replicas: Iterable[str], memory: int = 0) -> Capacity:
+        """What it could give without these replicas and the host memory they claim."""
+        sight, claims = without(self.sight, self.claims, frozenset(replicas))
+        available = None if self.memory_available is None else self.memory_available + memory
+        return replace(self, memory_available=available, sight=sight, claims=claims)
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What some replicas of one revision claim together."""
+class Group:
+    """The replicas of one revision: what each claims, how many, and the ids of those that run."""
 
     asks: Resources = field(default_factory=Resources)
     replicas: int = 0
+    running: tuple[str, ...] = ()
+    peak: int | None = None
 
     @property
     def memory(self) -> int:
         return (self.asks.memory or 0) * self.replicas
 
-    @property
-    def slots(self) -> int:
-        """How many places on GPUs, each of `asks.vram`."""
-        return self.asks.gpus * self.replicas
+    def leave(self, capacity: Capacity) -> Capacity:
+        """What the host could give once this group is gone."""
+        return capacity.without(self.running, self.memory)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The handover chosen and why. `replaces` is the label that serves now; with `cools` the warm revision must go."""
+    """The handover chosen and why. `replaces` is the label that serves now; with `cools` the warm revision must go.
+
+    `places` is where the new replicas would go, as things are.
+    """
 
     handover: Literal["overlap", "hold"]
     why: str
@@ -52,35 +62,136 @@ class Choice:
     replaces: str | None = None
     warnings: tuple[str, ...] = ()
     cools: bool = False
+    places: tuple[Place, ...] = ()
 
 
-def choose(
-    spec: Spec, asks: Resources, live: WantedRevision | None, capacity: Capacity, warm: Claim | None = None
-) -> Choice:
+@dataclass(frozen=True, slots=True)
+class Question:
+    """All that a choice depends on: the new replicas, those that serve (`None`: none do) and those kept warm."""
+
+    new: Group
+    live: Group | None
+    capacity: Capacity
+    warm: Group | None = None
+    deployment: str = ""
+    body: str = ""
+    label: str | None = None
+
+
+def choose(spec: Spec, asked: Question) -> Choice:
     """`overlap` where old and new fit side by side, `hold` where they do not; what was asked for by name wins.
 
-    `warm` is what the revision kept for a rollback claims: it makes room before anybody has to wait.
+    The revision kept for a rollback makes room before anybody has to wait.
     """
-    if live is None or live.spec.stopped:
-        return Choice("overlap", "nothing serves yet", None)
-    label = live.spec.label
-    new = Claim(asks, spec.replicas)
-    beside_warm = lacking_beside(new, capacity, Claim())
-    lacking = lacking_beside(new, capacity, warm) if warm and beside_warm else beside_warm
-    cools = warm is not None and beside_warm is not None
-    if spec.handover == "hold":
-        return Choice("hold", "asked for by name", None, label)
+    if asked.live is None:
+        return _first(asked)
+    if spec.handover == "auto" and asked.new.asks.gpus and asked.capacity.sight.trouble:
+        why = "whether both fit cannot be told, so what runs stays"
+        return Choice("overlap", why, 0.0, asked.label, (asked.capacity.sight.trouble,))
+    beside = _Fit.of(asked, _by_peak(asked))
+    cools = False
+    if beside.lacks and asked.warm is not None:
+        beside, cools = _Fit.of(asked, asked.warm.leave(_by_peak(asked))), True
+    if spec.handover == "hold" or (spec.handover == "auto" and beside.lacks):
+        why = "asked for by name" if spec.handover == "hold" else beside.lacks
+        return _hold(asked, why)
     if spec.handover == "overlap":
-        note = (f"asked for by name, although it {lacking}",) if lacking else ()
-        return Choice("overlap", "asked for by name", 0.0, label, note, cools)
-    if lacking:
-        return Choice("hold", lacking, None, label)
-    if cools:
-        return Choice("overlap", "both fit side by side once the warm revision is let go", 0.0, label, (), cools)
-    return Choice("overlap", fits_because(asks, capacity), 0.0, label)
+        note = (f"asked for by name, although it {beside.lacks}",) if beside.lacks else ()
+        return Choice("overlap", "asked for by name", 0.0, asked.label, note, cools, beside.places)
+    why = "both fit side by side once the warm revision is let go" if cools else fits_because(asked)
+    return Choice("overlap", why, 0.0, asked.label, (), cools, beside.places)
 
 
-START_STEPS = ("start", "ready", "dwell", "golden")
+def _first(asked: Question) -> Choice:
+    """Nothing serves: the new replicas just start, or wait for their place."""
+    capacity = asked.warm.leave(asked.capacity) if asked.warm else asked.capacity
+    fit = _Fit.of(asked, capacity, peak=False)
+    note = (f"it would wait for its place: {fit.lacks}",) if fit.lacks else ()
+    return Choice("overlap", "nothing serves yet", warnings=note, places=fit.places)
+
+
+def _hold(asked: Question, why: str) -> Choice:
+    """Stop what runs first. Should the new revision not fit even then, it says so."""
+    after = asked.capacity
+    for group in (asked.warm, asked.live):
+        after = group.leave(after) if group is not None else after
+    fit = _Fit.of(asked, after, peak=False, alone=True)
+    note = f"even without {asked.label} it {fit.lacks}; {asked.label} serves on until there is room"
+    return Choice("hold", why, None, asked.label, (note,) if fit.lacks else (), places=fit.places)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """Where the new replicas go; `lacks` says in words why they do not fit, and is empty when they do."""
+
+    lacks: str
+    places: tuple[Place, ...] = ()
+
+    @classmethod
+    def of(cls, asked: Question, capacity: Capacity, *, peak: bool = True, alone: bool = False) -> _Fit:
+        new = asked.new
+        if not alone and (lacking := _lacking_memory(new, capacity)) is not None:
+            return cls(lacking)
+        ask = Ask(new.asks, asked.deployment, asked.body, new.peak if peak else None)
+        placing = place(ask, new.replicas, capacity.sight, capacity.claims)
+        if not placing.refusal:
+            return cls("", placing.places)
+        if alone or asked.live is None or not asked.live.running or capacity.sight.trouble:
+            return cls(placing.refusal)
+        return cls(_beside(asked, ask, capacity) or placing.refusal)
+
+
+def _by_peak(asked: Question) -> Capacity:
+    """The host with what runs of this deployment counted by its measured peaks, not by what it claims."""
+    peaks = {replica: g.peak for g in (asked.live, asked.warm) if g and g.peak is not None for replica in g.running}
+    claims = tuple(
+        claim if claim.size is None or claim.replica not in peaks else replace(claim, size=peaks[claim.replica])
+        for claim in asked.capacity.claims
+    )
+    return replace(asked.capacity, claims=claims)
+
+
+def _lacking_memory(new: Group, capacity: Capacity) -> str | None:
+    """What the new replicas lack of the host's memory beside the running ones, in words."""
+    if new.asks.memory is None or capacity.memory_available is None:
+        return None
+    spare = capacity.memory_available - int((capacity.memory_total or 0) * HEADROOM)
+    if new.memory <= spare:
+        return None
+    return f"needs {gib(new.memory)} of memory, {gib(max(0, spare))} are free beside the running revision"
+
+
+def _beside(asked: Question, ask: Ask, capacity: Capacity) -> str | None:
+    """Why there is no room beside the running revision, when it is the running revision that takes the room.
+
+    Says the largest free memory that there is beside it, and what it was measured to hold.
+    """
+    assert asked.live is not None
+    alone = asked.live.leave(capacity)
+    if place(ask, asked.new.replicas, alone.sight, alone.claims).refusal:
+        return None
+    peak = f" (measured peak {gib(asked.live.peak)})" if asked.live.peak is not None else ""
+    own = "" if asked.new.peak is None or ask.whole else f" (measured peak {gib(asked.new.peak)})"
+    if ask.whole:
+        return f"{needs(ask.resources)}, which {asked.label} is on{peak}"
+    best = _largest_hole(ask, capacity)
+    return f"{needs(ask.resources)}{own}, {gib(best)} free beside {asked.label}{peak}"
+
+
+def _largest_hole(ask: Ask, capacity: Capacity) -> int:
+    """The most bytes that one replica could still get on any one device, to the MiB."""
+    low, high = 0, max((really_free(gpu) or 0 for gpu in capacity.sight.gpus), default=0) >> 20
+    while low < high:
+        middle = (low + high + 1) // 2
+        tried = replace(ask, resources=replace(ask.resources, gpus=1), peak=middle << 20)
+        if place(tried, 1, capacity.sight, capacity.claims).places:
+            low = middle
+        else:
+            high = middle - 1
+    return low << 20
+
+
+START_STEPS = ("memory", "start", "ready", "dwell", "golden")
 """What happens while requests are held; draining the old revision comes before it and is not known beforehand."""
 
 
@@ -107,36 +218,11 @@ def with_pause(choice: Choice, starts: tuple[float, ...], waiting: int) -> Choic
     return replace(choice, expected_pause=pause, warnings=(*choice.warnings, note))
 
 
-def lacking_beside(new: Claim, capacity: Capacity, given_back: Claim) -> str | None:
-    """Why the new replicas do not fit beside the running ones, in words; `None` when they do.
-
-    `given_back` is what would come free if the warm revision went.
-    """
-    if new.asks.memory is not None and capacity.memory_available is not None:
-        spare = capacity.memory_available + given_back.memory - int((capacity.memory_total or 0) * HEADROOM)
-        if new.memory > spare:
-            return f"needs {gib(new.memory)} of memory, {gib(max(0, spare))} are free beside the running revision"
-    if not new.asks.gpus or not capacity.gpus:
-        return None
-    if new.asks.vram is None:
-        return "takes whole GPUs and does not say how much of their memory it needs (resources.vram)"
-    return _lacking_vram(new, new.asks.vram, capacity, given_back)
-
-
-def _lacking_vram(new: Claim, vram: int, capacity: Capacity, given_back: Claim) -> str | None:
-    slots = sum((free_vram(g) or 0) // vram for g in capacity.gpus)
-    if (given_back.asks.vram or 0) >= vram:
-        slots += given_back.slots
-    if slots >= new.slots:
-        return None
-    best = max((free_vram(g) or 0 for g in capacity.gpus), default=0)
-    return f"needs {gib(vram)} on {new.slots} GPU(s), the emptiest has {gib(best)} free"
-
-
-def fits_because(asks: Resources, capacity: Capacity) -> str:
+def fits_because(asked: Question) -> str:
     """Why both fit, in words."""
+    asks = asked.new.asks
     if asks.memory is None and not asks.gpus:
         return "the version claims neither memory nor GPUs, so both run side by side"
-    if asks.gpus and not capacity.gpus:
-        return "no GPU can be seen on this host"
+    if asked.new.peak is not None and not asks.exclusive and asks.vram is not None and asks.gpus:
+        return f"both fit side by side: {gib(asked.new.peak)} measured peak"
     return "both fit side by side"

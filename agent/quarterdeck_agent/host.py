@@ -55,7 +55,8 @@ from quarterdeck_agent.metrics import exposition
 from quarterdeck_agent.notify import Notifier
 from quarterdeck_agent.observer import Memory, Observer
 from quarterdeck_agent.performing import Performer
-from quarterdeck_agent.protocol import Check, DeltaKind, Gpu, HostInfo, PartState
+from quarterdeck_agent.placement import Sight, claims_of
+from quarterdeck_agent.protocol import Check, DeltaKind, HostInfo, Part, PartState
 from quarterdeck_agent.pushes import Pushes
 from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.reporting import Reporter
@@ -203,7 +204,7 @@ class Host:
             probe.ready,
             self._health_path,
             self._memory,
-            self._gpus,
+            self._sight,
             self._wake,
             listed=self._listed,
             interval=settings.probe_interval,
@@ -395,15 +396,18 @@ class Host:
             return Memory()
         return Memory(gauges.memory_total, gauges.memory_total - gauges.memory_used)
 
-    def _gpus(self) -> tuple[Gpu, ...]:
-        return tuple(sorted(self.board.all("gpu").values(), key=lambda gpu: gpu.index))
+    def _sight(self) -> Sight:
+        """The GPUs as the sampler told of them last; with trouble while that may not be so any more."""
+        gpus = tuple(sorted(self.board.all("gpu").values(), key=lambda gpu: (gpu.index, gpu.uuid)))
+        uses, facts = tuple(self.board.all("gpu_use").values()), tuple(self.board.all("gpu_facts").values())
+        return Sight(gpus, uses, facts, nvml_trouble(self.board.get("part", NVML)))
 
     def _all(self, kind: DeltaKind) -> tuple[Any, ...]:
         return tuple(self.board.all(kind).values())
 
     def _capacity(self) -> Capacity:
         memory = self._memory()
-        return Capacity(memory.total, memory.available, self._gpus())
+        return Capacity(memory.total, memory.available, self._sight(), claims_of(self.observer.found()))
 
     def _info(self) -> HostInfo:
         system = os.uname()
@@ -422,6 +426,15 @@ class Host:
             gateway_url=self.gateway.url,
             data_folder=str(self._settings.data_folder),
         )
+
+
+def nvml_trouble(part: Part | None) -> str:
+    """Why what is known of the GPUs cannot be trusted now. Without a driver it can: then there are none."""
+    if part is None:
+        return "the GPUs have not been looked at yet"
+    if part.state in (PartState.OK, PartState.ABSENT):
+        return ""
+    return f"the GPUs cannot be seen now: {part.detail or part.state.value}"
 
 
 def _log_to_stderr(level: str) -> None:

@@ -15,6 +15,7 @@ from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Engine, Found, Gateway, GatewaySeen, Life
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.performing import Verdict
+from quarterdeck_agent.placement import Place, Sight
 from quarterdeck_agent.protocol import Gpu, Part, PartState
 from quarterdeck_agent.routing import Route
 from quarterdeck_agent.seen import Seen, SeenReplica
@@ -30,6 +31,7 @@ READY_PROBE_FACTOR = 5
 LIST_INTERVAL = 1.0
 GATEWAY_INTERVAL = 1.0
 GATEWAY_BUSY_INTERVAL = 0.1
+PLACES_KEPT, BODIES_KEPT = 64, 256
 
 
 Probe = Callable[[tuple[str, int], str, float], Awaitable[Verdict]]
@@ -58,7 +60,7 @@ class Observer:
         probe: Probe,
         health_path: Callable[[Found], Awaitable[str]],
         memory: Callable[[], Memory],
-        gpus: Callable[[], tuple[Gpu, ...]],
+        gpus: Callable[[], Sight],
         changed: Callable[[], None],
         *,
         listed: Callable[[tuple[Found, ...]], None] = lambda _: None,
@@ -79,7 +81,8 @@ class Observer:
         self._replicas: dict[str, SeenReplica] = {}
         self._ours: set[str] = set()
         self._edits = 0
-        self._staged: set[str] = set()
+        self._staged: dict[str, float] = {}
+        self._left: dict[str, tuple[Place, ...]] = {}
         self._gateway_seen: GatewaySeen | None = None
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._look = asyncio.Event()
@@ -102,7 +105,7 @@ class Observer:
 
     def seen(self) -> Seen:
         """Everything last seen, as one value."""
-        memory = self._memory()
+        memory, sight = self._memory(), self._gpus()
         engine = self.parts.get(self._engine.name)
         return Seen(
             boot_id=self._clock.boot_id,
@@ -110,17 +113,22 @@ class Observer:
             engine_ok=engine is not None and engine.state is PartState.OK,
             gateway=self._gateway_seen,
             staged=frozenset(self._staged),
-            gpus=self._gpus(),
+            gpus=sight.gpus,
             memory_total=memory.total,
             memory_available=memory.available,
+            gpu_uses=sight.uses,
+            gpu_facts=sight.facts,
+            gpu_trouble=sight.trouble,
+            left=dict(self._left),
+            staged_since=dict(self._staged),
         )
 
     def found(self) -> tuple[Found, ...]:
         """The replicas as the engine last told."""
-        return tuple(replica.found for replica in self._replicas.values())
+        return tuple(replica.found for replica in tuple(self._replicas.values()))  # may be asked from other threads
 
     def gpus(self) -> tuple[Gpu, ...]:
-        return self._gpus()
+        return self._gpus().gpus
 
     # --- what steps have done ----------------------------------------------------------------------------------
 
@@ -135,10 +143,10 @@ class Observer:
         self._drop(found.id)
 
     def staged(self, version: str) -> None:
-        self._staged.add(version)
+        self._staged.setdefault(version, self._clock.now())
 
     def unstaged(self, version: str) -> None:
-        self._staged.discard(version)
+        self._staged.pop(version, None)
 
     def refused(self, why: str) -> None:
         """The gateway runs but did not take its routes: it is not well before it does, whatever else it answers."""
@@ -273,9 +281,18 @@ class Observer:
             self._stop_probe(found.id)
 
     def _drop(self, key: str) -> None:
-        self._replicas.pop(key, None)
+        gone = self._replicas.pop(key, None)
+        if gone is not None and gone.found.gpus:
+            self._leave(gone.found)
         self._ours.discard(key)
         self._stop_probe(key)
+
+    def _leave(self, gone: Found) -> None:
+        """Remember where a replica was, for the next one of its body: the places of as many as there may be at once."""
+        before = (place for place in self._left.pop(gone.body, ()) if place != gone.gpus)
+        self._left[gone.body] = (gone.gpus, *before)[:PLACES_KEPT]
+        while len(self._left) > BODIES_KEPT:
+            del self._left[next(iter(self._left))]
 
     def _stop_probe(self, key: str) -> None:
         task = self._probes.pop(key, None)

@@ -16,10 +16,12 @@ from typing import Protocol
 from quarterdeck_agent.bundle import Golden, ModelConfig
 from quarterdeck_agent.catalogue import Launch
 from quarterdeck_agent.clock import Clock
-from quarterdeck_agent.drivers.base import Engine, Found, Progress, ReplicaSpec
+from quarterdeck_agent.drivers.base import Engine, Found, Progress, ReplicaSpec, Resources
 from quarterdeck_agent.errors import AgentError, EngineUnresponsive, StartRefused
 from quarterdeck_agent.failpoints import failpoint
+from quarterdeck_agent.plan import place_lost
 from quarterdeck_agent.protocol import Failure, FailureReason, Gpu
+from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.staging import staged_reader, with_golden
 from quarterdeck_agent.steps import (
     Bury,
@@ -96,6 +98,8 @@ class SeenEditor(Protocol):
 
     def gpus(self) -> tuple[Gpu, ...]: ...
 
+    def seen(self) -> Seen: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Performer:
@@ -118,8 +122,8 @@ class Performer:
         match step:
             case Stage(revision):
                 await self._stage(d, revision)
-            case Start(revision, replica, gpus):
-                await self._start(d, revision, replica, gpus)
+            case Start():
+                await self._start(d, step)
             case Check(revision, replica):
                 await self._check(d, revision, replica)
             case Hold(_):
@@ -162,13 +166,15 @@ class Performer:
     async def _resolve(self, deployment: str, image: str) -> str:
         return await self.engine.resolve(image, lambda progress: self.report(deployment, progress))
 
-    async def _start(self, d: WantedDeployment, revision: WantedRevision, replica: str, gpus: tuple[str, ...]) -> None:
+    async def _start(self, d: WantedDeployment, step: Start) -> None:
+        revision, replica = step.revision, step.replica
         recipe = await asyncio.to_thread(self.recipes, revision)
         folder = self.logs_folder / d.name / str(revision.number) / replica
         try:
             bundle = await self.stage(revision.spec.version)
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
-            spec = replica_spec(d.name, revision, replica, gpus, recipe, bundle, folder)
+            spec = replica_spec(d.name, revision, replica, step.gpus, recipe, bundle, folder)
+            self._check_place(d, step, recipe.model.resources)
             self.seen.started(await self.engine.start(spec))
         except StartRefused as error:
             await self._fail_or_wait(d, revision, "start", FailureReason.START_REFUSED, error)
@@ -176,6 +182,14 @@ class Performer:
             raise
         except (AgentError, OSError) as error:
             await self._fail_or_wait(d, revision, "start", FailureReason.STAGING, error)
+
+    def _check_place(self, d: WantedDeployment, step: Start, asks: Resources) -> None:
+        """Ask for another plan when the place is not free any more: somebody may have come since this one was made.
+
+        What is younger than NVML's last look (a second) cannot be known: then whoever allocates last gets no memory.
+        """
+        if asks.gpus and (why := place_lost(d, asks, step.revision, step, self.seen.seen())) is not None:
+            raise AgentError(f"{step.replica} was not started where it was to go: {why}")
 
     async def _check(self, d: WantedDeployment, revision: WantedRevision, replica: Found) -> None:
         recipe = await asyncio.to_thread(self.recipes, revision)

@@ -12,11 +12,12 @@ A rollout's way:  overlap  Stage ▶ Start ▶ (ready for `dwell`) ▶ Check ▶
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from quarterdeck_agent.drivers.base import Found, Life, Resources
-from quarterdeck_agent.protocol import FailureReason, Gpu, RevisionOutcome
+from quarterdeck_agent.placement import Ask, Claim, Placing, gib, never_fits, obstacle, place, without
+from quarterdeck_agent.protocol import FailureReason, RevisionOutcome
 from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.steps import (
     Bury,
@@ -86,12 +87,12 @@ def _steps(d: WantedDeployment, asks: Resources, live_asks: Resources, seen: See
     counts = counts_wanted(d, seen, now)
     yield from _bury(d, counts, mine, seen, now)
     yield from _stop(d, counts, mine, now)
-    if failure := _rollout_failure(d, mine, seen, now):
+    if failure := _rollout_failure(d, mine, seen, now) or _unfit(d, asks, mine, seen):
         yield failure
         return
-    yield from _advance(d, mine, seen, now)
-    for body, count in counts.items():
-        yield from _start(d, body, count, asks if body == d.target.body else live_asks, seen, now)
+    yield from _advance(d, asks, mine, seen, now)
+    for missing in _all_missing(d, counts, asks, live_asks, seen):
+        yield from _start(d, missing, seen, now)
     yield from _settle(d, mine, seen, now)
 
 
@@ -270,7 +271,18 @@ def _rollout_failure(d: WantedDeployment, mine: tuple[SeenReplica, ...], seen: S
     return None
 
 
-def _advance(d: WantedDeployment, mine: tuple[SeenReplica, ...], seen: Seen, now: float) -> Iterator[Step]:
+def _unfit(d: WantedDeployment, asks: Resources, mine: tuple[SeenReplica, ...], seen: Seen) -> Step | None:
+    """The end of a rollout that this host's GPUs could not carry even if they were all free."""
+    running = sum(1 for r in mine if r.found.body == d.target.body and r.running)
+    if not rolling(d) or d.target.spec.stopped or running >= d.target.spec.replicas:
+        return None
+    why = never_fits(asks, d.target.spec.replicas, seen.sight)
+    return Fail(d.target, "start", FailureReason.NO_GPU, why) if why else None
+
+
+def _advance(
+    d: WantedDeployment, asks: Resources, mine: tuple[SeenReplica, ...], seen: Seen, now: float
+) -> Iterator[Step]:
     """Stage, hold, check and promote a rollout's target."""
     if not rolling(d):
         return
@@ -285,7 +297,7 @@ def _advance(d: WantedDeployment, mine: tuple[SeenReplica, ...], seen: Seen, now
     elif not is_staged(d.target, seen):
         yield Stage(d.target)
     elif _waits_for_hold(d):
-        yield Hold(d.target)
+        yield from _begin_hold(d, asks, seen, now)
     elif enough and d.target.spec.golden:
         yield Check(d.target, ready[0].found)
     elif enough:
@@ -319,79 +331,208 @@ def _settle(d: WantedDeployment, mine: tuple[SeenReplica, ...], seen: Seen, now:
 # --- starts ------------------------------------------------------------------------------------------------------
 
 
-def _start(d: WantedDeployment, body: str, count: _Count, asks: Resources, seen: Seen, now: float) -> Iterator[Step]:
-    if not count.start:
-        return
-    mine = seen.of(d.name)
-    if any(r.found.body == body and not r.running for r in mine):
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """Replicas of one body that should run and do not: those `made` but not started, and `places` for the `rest`."""
+
+    count: _Count
+    ask: Ask
+    made: tuple[SeenReplica, ...]
+    rest: int
+    placing: Placing
+
+
+def _all_missing(
+    d: WantedDeployment, counts: dict[str, _Count], asks: Resources, live_asks: Resources, seen: Seen
+) -> Iterator[_Missing]:
+    """What is missing and where it goes. The live revision chooses first: a rollout never takes its place."""
+    live = d.live.body if d.live else None
+    taken = claims_seen(d, seen)
+    for body in sorted(counts, key=lambda body: body != live):
+        count = counts[body]
+        if not count.start:
+            continue
+        ask = ask_of(d, count.revision, asks if body == d.target.body else live_asks)
+        missing = _missing(d, count, ask, seen, taken)
+        if missing is None:
+            continue
+        yield missing
+        for number, each in enumerate(missing.placing.places):
+            taken = (*taken, *ask.claims(f"{body} {number}", each))
+
+
+def _missing(d: WantedDeployment, count: _Count, ask: Ask, seen: Seen, taken: tuple[Claim, ...]) -> _Missing | None:
+    mine = [r for r in seen.of(d.name) if r.found.body == ask.body]
+    missing = count.replicas - sum(1 for r in mine if r.found.life is Life.RUNNING)
+    if missing <= 0:
+        return None
+    made = tuple(r for r in mine if _may_start(r, count))[:missing]
+    rest = missing - len(made)
+    return _Missing(count, ask, made, rest, place(ask, rest, seen.sight, taken, seen.left.get(ask.body, ())))
+
+
+def ask_of(d: WantedDeployment, revision: WantedRevision, asks: Resources) -> Ask:
+    """What each replica of a revision asks of the GPUs now.
+
+    In an overlap the measured peak counts, as it did when the overlap was chosen. One of the live revision that has to
+    come back is not kept away by memory that nobody holds, as long as it still fits.
+    """
+    comes_back = d.live is not None and revision.body == d.live.body
+    peak = revision.gpu_memory_peak if _by_peak(d) or (comes_back and asks.vram is None) else None
+    return Ask(asks, d.name, revision.body, peak, tolerant=comes_back)
+
+
+def _by_peak(d: WantedDeployment) -> bool:
+    return rolling(d) and d.target.handover == "overlap" and d.live is not None
+
+
+def claims_seen(d: WantedDeployment, seen: Seen) -> tuple[Claim, ...]:
+    """The claims on the GPUs, as they count for this deployment: in an overlap its own by their measured peaks."""
+    if not _by_peak(d):
+        return seen.claims
+    peaks = {r.body: r.gpu_memory_peak for r in (d.target, d.live, d.previous) if r is not None}
+    return tuple(
+        _measured(claim, peaks.get(claim.body) if claim.deployment == d.name else None) for claim in seen.claims
+    )
+
+
+def _measured(claim: Claim, peak: int | None) -> Claim:
+    return claim if peak is None or claim.size is None else replace(claim, size=peak)
+
+
+def place_lost(d: WantedDeployment, asks: Resources, revision: WantedRevision, start: Start, seen: Seen) -> str | None:
+    """Why a start that was planned must not go on by the newest look; `None` when its place is still good."""
+    ask = ask_of(d, revision, asks)
+    others = tuple(claim for claim in claims_seen(d, seen) if claim.replica != start.replica)
+    return obstacle(ask, start.gpus, seen.sight, others)
+
+
+def kept_places(d: WantedDeployment, live_asks: Resources, seen: Seen) -> tuple[Claim, ...]:
+    """The places that other deployments must leave alone: those of live replicas that are gone and will come back.
+
+    They may be waiting for their next start, or have made room for their successor in a hold.
+    """
+    if d.live is None or d.live.spec.stopped or d.removing or not live_asks.gpus:
+        return ()
+    held = {d.live.body, d.target.body} if d.holding else {d.live.body}
+    running = sum(1 for r in seen.of(d.name) if r.running and r.found.body in held)
+    missing = max(0, d.live.spec.replicas - running)
+    ask = Ask(live_asks, d.name, d.live.body)
+    places = seen.left.get(d.live.body, ())[:missing]
+    return tuple(claim for n, each in enumerate(places) for claim in ask.claims(f"{d.name} {n}, kept", each))
+
+
+def _start(d: WantedDeployment, missing: _Missing, seen: Seen, now: float) -> Iterator[Step]:
+    revision, mine = missing.count.revision, seen.of(d.name)
+    if any(r.found.body == revision.body and not r.running for r in mine):
         return  # its end has to be counted first, or the pause before the next start is lost
-    made = [r for r in mine if r.found.body == body and _may_start(r, count)]
-    missing = count.replicas - sum(1 for r in mine if r.found.body == body and r.found.life is Life.RUNNING)
-    if missing <= 0 or now < next_start(count.revision, seen.boot_id, now):
+    if now < next_start(revision, seen.boot_id, now):
         return
-    if not is_staged(count.revision, seen):
-        if not (rolling(d) and count.revision.number == d.target.number):
-            yield Stage(count.revision)  # a rollout's own staging is a step of its own
+    if not is_staged(revision, seen):
+        if not (rolling(d) and revision.number == d.target.number):
+            yield Stage(revision)  # a rollout's own staging is a step of its own
         return
-    blocked = _memory_in_the_way(d, count, mine, asks, seen, now)
-    if blocked is not None:
-        yield from blocked
-        return
+    if _holds_for(d, revision):
+        if any(r.found.body != revision.body for r in mine):
+            return
+        if (lacking := lacking_memory(missing.ask.resources, seen)) is not None:
+            yield from _give_up(d, Placing((), lacking, held=True), seen, now)
+            return
+    yield from _start_made(d, missing, seen)
     taken = {r.found.id for r in mine}
-    claimed = [gpu for r in seen.replicas if r.running for gpu in r.found.gpus]
-    for replica in made[:missing]:
-        yield Start(count.revision, replica.found.id, replica.found.gpus)
-    for name in _free_names(d.name, count.revision, taken, max(0, missing - len(made))):
-        gpus = choose_gpus(asks, seen.gpus, claimed)
-        claimed.extend(gpus)
-        yield Start(count.revision, name, gpus)
+    names = _free_names(d.name, revision, taken, len(missing.placing.places))
+    for name, gpus in zip(names, missing.placing.places, strict=True):
+        yield Start(revision, name, gpus)
+    if missing.placing.refusal:
+        yield from _without_place(d, missing, seen, now)
 
 
-def _memory_in_the_way(
-    d: WantedDeployment, count: _Count, mine: tuple[SeenReplica, ...], asks: Resources, seen: Seen, now: float
-) -> tuple[Step, ...] | None:
-    """During a hold: nothing may start before the old replicas are gone and what it asks for is free."""
-    if not (d.holding and rolling(d) and count.revision.number == d.target.number):
-        return None
-    if any(r.found.body != d.target.body for r in mine):
-        return ()
-    lacking = lacking_memory(asks, seen)
-    if lacking is None:
-        return None
-    held = d.holding_since.age(seen.boot_id, now) if d.holding_since else 0.0
-    if held < d.target.spec.limits.drain + MEMORY_RELEASE_LIMIT:
-        return ()
-    return (Fail(d.target, "memory", FailureReason.MEMORY_NOT_FREE, lacking),)
+def _holds_for(d: WantedDeployment, revision: WantedRevision) -> bool:
+    """Whether requests are held for this revision: it may not start before all others are gone."""
+    return d.holding and rolling(d) and revision.number == d.target.number
+
+
+def _start_made(d: WantedDeployment, missing: _Missing, seen: Seen) -> Iterator[Step]:
+    """Start what is made already, if the GPUs it was made for are still there for it; another takes its place else."""
+    for replica in missing.made:
+        start = Start(missing.count.revision, replica.found.id, replica.found.gpus)
+        why = place_lost(d, missing.ask.resources, missing.count.revision, start, seen)
+        yield start if why is None else Stop(replica.found, 0.0, f"it was made and cannot be started: {why}")
+
+
+def _without_place(d: WantedDeployment, missing: _Missing, seen: Seen, now: float) -> Iterator[Step]:
+    """What follows when not every replica has a place: the warm revision goes, or a rollout ends at its deadline."""
+    if d.previous is not None and d.previous.body != missing.ask.body:
+        warm = {r.found.id for r in seen.of(d.name) if r.found.body == d.previous.body}
+        sight, claims = without(seen.sight, claims_seen(d, seen), warm)
+        if len(place(missing.ask, missing.rest, sight, claims).places) > len(missing.placing.places):
+            yield Cool("its GPU memory is needed")
+            return
+    if rolling(d) and missing.count.revision.number == d.target.number:
+        yield from _give_up(d, missing.placing, seen, now)
+
+
+def _give_up(d: WantedDeployment, placing: Placing, seen: Seen, now: float) -> Iterator[Step]:
+    """The end of a rollout that waited for its place until the deadline."""
+    if d.holding:
+        waited = d.holding_since.age(seen.boot_id, now) if d.holding_since else 0.0
+        limit = d.target.spec.limits.drain + MEMORY_RELEASE_LIMIT
+    else:
+        waited, limit = _waited(d.target, seen, now), d.target.spec.deadline
+    if waited < limit:
+        return
+    message = f"{placing.refusal} (waited {waited:.0f} s)"
+    if d.holding and placing.held:
+        yield Fail(d.target, "memory", FailureReason.MEMORY_NOT_FREE, message)
+    else:
+        yield Fail(d.target, "start", FailureReason.NO_GPU, message)
+
+
+def _waited(target: WantedRevision, seen: Seen, now: float) -> float:
+    """Seconds since a rollout could have started its replicas: since it was asked for, and was staged."""
+    asked = target.created.age(seen.boot_id, now)
+    staged = seen.staged_since.get(target.spec.version)
+    return asked if staged is None else min(asked, now - staged)
+
+
+def _begin_hold(d: WantedDeployment, asks: Resources, seen: Seen, now: float) -> Iterator[Step]:
+    """Hold requests, unless the target would not fit even then: as long as that is so, the old revision serves on."""
+    placing = _place_after_hold(d, asks, seen)
+    if placing.refusal:
+        yield from _give_up(d, placing, seen, now)
+    else:
+        yield Hold(d.target)
+
+
+def _place_after_hold(d: WantedDeployment, asks: Resources, seen: Seen) -> Placing:
+    """Where the target's replicas would go once all others of the deployment are gone."""
+    mine = seen.of(d.name)
+    gone = {r.found.id for r in mine if r.found.body != d.target.body}
+    running = sum(1 for r in mine if r.found.body == d.target.body and r.running)
+    sight, claims = without(seen.sight, claims_seen(d, seen), gone)
+    return place(ask_of(d, d.target, asks), max(0, d.target.spec.replicas - running), sight, claims)
+
+
+def waits_for(d: WantedDeployment, asks: Resources, live_asks: Resources | None, seen: Seen, now: float) -> str:
+    """What keeps a deployment's replicas from being started, in words; empty when nothing does."""
+    if d.removing:
+        return ""
+    if rolling(d) and _waits_for_hold(d) and is_staged(d.target, seen) and not d.target.spec.stopped:
+        return _place_after_hold(d, asks, seen).refusal
+    for missing in _all_missing(d, counts_wanted(d, seen, now), asks, live_asks or asks, seen):
+        revision = missing.count.revision
+        if _holds_for(d, revision) and (lacking := lacking_memory(missing.ask.resources, seen)) is not None:
+            return lacking
+        if missing.placing.refusal and is_staged(revision, seen):
+            return missing.placing.refusal
+    return ""
 
 
 def lacking_memory(asks: Resources, seen: Seen) -> str | None:
-    """What one replica asks for and the host cannot give now, in words; `None` when all is there."""
+    """What one replica asks for of the host's memory and is not free, in words; `None` when it is."""
     if asks.memory is not None and seen.memory_available is not None and asks.memory > seen.memory_available:
         return f"needs {gib(asks.memory)} of memory, {gib(seen.memory_available)} are free"
-    if asks.gpus and asks.vram is not None and seen.gpus:
-        fitting = [g for g in seen.gpus if (free := free_vram(g)) is not None and free >= asks.vram]
-        if len(fitting) < asks.gpus:
-            best = max((free_vram(g) or 0 for g in seen.gpus), default=0)
-            return f"needs {gib(asks.vram)} on {asks.gpus} GPU(s), the emptiest has {gib(best)} free"
     return None
-
-
-def gib(size: int) -> str:
-    """A size for people, in GiB or MiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def free_vram(gpu: Gpu) -> int | None:
-    """Bytes free on a GPU, `None` when NVML does not tell."""
-    if gpu.memory_total is None or gpu.memory_used is None:
-        return None
-    return gpu.memory_total - gpu.memory_used
-
-
-def choose_gpus(asks: Resources, gpus: tuple[Gpu, ...], claimed: list[str]) -> tuple[str, ...]:
-    """The GPUs least claimed and with most free memory; fewer than asked when the host has fewer."""
-    order = sorted(gpus, key=lambda g: (claimed.count(g.uuid), -(free_vram(g) or 0), g.index))
-    return tuple(g.uuid for g in order[: asks.gpus])
 
 
 def _free_names(deployment: str, revision: WantedRevision, taken: set[str], count: int) -> Iterator[str]:

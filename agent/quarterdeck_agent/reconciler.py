@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quarterdeck_agent.clock import Clock
-from quarterdeck_agent.drivers.base import Gateway, RoutingResources
+from quarterdeck_agent.drivers.base import Gateway, Resources, RoutingResources
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.failpoints import failpoint
 from quarterdeck_agent.observer import Observer
 from quarterdeck_agent.performing import Performer
-from quarterdeck_agent.plan import plan, rolling
+from quarterdeck_agent.placement import Claim
+from quarterdeck_agent.plan import ask_of, kept_places, plan, rolling
 from quarterdeck_agent.protocol import OperationState
 from quarterdeck_agent.reporting import Reporter
 from quarterdeck_agent.routing import Route
 from quarterdeck_agent.seen import Seen
-from quarterdeck_agent.steps import Step
+from quarterdeck_agent.steps import Start, Step
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.traffic import routes
 from quarterdeck_agent.wanted import Instant, Wanted, WantedDeployment
@@ -61,6 +62,7 @@ class Reconciler:
         self._parts = parts
         self._wake = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._starting: dict[str, tuple[Claim, ...]] = {}
         self._gateway_task: asyncio.Task[None] | None = None
         self._applied: tuple[str, tuple[Route, ...]] | None = None
         self._finished: set[str] = set()
@@ -117,8 +119,12 @@ class Reconciler:
             await parts.reporter.publish(wanted, seen)
             return BUSY_TICK
         routed = self._route(wanted, seen, now)
+        kept = {d.name: self._kept(d, seen) for d in wanted.deployments}
         for deployment in wanted.deployments:
-            await self._take_steps(deployment, seen, now)
+            others = {**kept, **self._starting}
+            others.pop(deployment.name)
+            promised = tuple(claim for claims in others.values() for claim in claims)
+            await self._take_steps(deployment, replace(seen, promised=promised), now)
         await self._finish_operations(wanted, seen, routed)
         await parts.reporter.publish(wanted, seen)
         self.looked.set()
@@ -145,6 +151,7 @@ class Reconciler:
             live_asks = reporter.known_asks(d.live) or await asyncio.to_thread(reporter.asks, d.live)
         steps = plan(d, asks, seen, now, live_asks)
         if steps:
+            self._starting[d.name] = _claims(d, steps, asks, live_asks)
             task = asyncio.create_task(self._perform(d, steps), name=f"steps of {d.name}")
             self._tasks[d.name] = task
 
@@ -164,7 +171,12 @@ class Reconciler:
             await asyncio.sleep(PAUSE_AFTER_FAILURE)
         finally:
             del self._tasks[d.name]
+            self._starting.pop(d.name, None)
             self.wake()
+
+    def _kept(self, d: WantedDeployment, seen: Seen) -> tuple[Claim, ...]:
+        asks = self._parts.reporter.known_asks(d.live) if d.live is not None else None
+        return () if asks is None else kept_places(d, asks, seen)
 
     # --- the gateway -------------------------------------------------------------------------------------------
 
@@ -221,6 +233,18 @@ class Reconciler:
         await self._parts.reporter.close(operation, failed=state is OperationState.FAILED)
         await asyncio.to_thread(self._parts.store.finish_operation, operation, state, code, detail)
         self._finished.add(operation)
+
+
+def _claims(
+    d: WantedDeployment, steps: tuple[Step, ...], asks: Resources, live_asks: Resources | None
+) -> tuple[Claim, ...]:
+    """What the replicas that these steps start will claim, before the engine tells of them."""
+    claims: list[Claim] = []
+    for step in steps:
+        if isinstance(step, Start):
+            theirs = asks if step.revision.body == d.target.body else live_asks or asks
+            claims.extend(ask_of(d, step.revision, theirs).claims(step.replica, step.gpus))
+    return tuple(claims)
 
 
 def _complete(d: WantedDeployment, seen: Seen) -> bool:

@@ -18,7 +18,7 @@ from quarterdeck_agent.drivers.base import Progress, Resources
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.observer import Observer
 from quarterdeck_agent.performing import Recipe
-from quarterdeck_agent.plan import rolling
+from quarterdeck_agent.plan import rolling, waits_for
 from quarterdeck_agent.protocol import DeploymentStatus, Failure, Operation, Revision, RevisionOutcome, StepRecord
 from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.status import Facts, Phase, at_rest, deployment_status, rollout_phase
@@ -29,7 +29,7 @@ OPERATIONS_SHOWN = 50
 REVISIONS_SHOWN = 20
 
 _Facts = tuple[WantedDeployment, tuple[SeenReplica, ...], tuple[Revision, ...]]
-WAITS = ("stage", "drain", "start", "ready")
+WAITS = ("stage", "hold", "drain", "memory", "start", "ready")
 
 
 class Reporter:
@@ -90,7 +90,7 @@ class Reporter:
             self._publish_history()
         for d in wanted.deployments:
             if rolling(d):
-                await self._track(d.target.operation, self._phase(d, seen))
+                await self._track(d.target.operation, self._phase(d, seen, self._waits(d, seen)))
             else:
                 await self._end_steps(d)
         self._publish_parts(seen)
@@ -115,7 +115,7 @@ class Reporter:
         known = self._still.get(d.name)
         if known is not None and known[0] == facts:
             return known[1]
-        status = deployment_status(d, seen, self._facts(d), now, wall)
+        status = deployment_status(d, seen, self._facts(d, self._waits(d, seen)), now, wall)
         if at_rest(d, status):
             self._still[d.name] = (facts, status)
         return status
@@ -142,7 +142,13 @@ class Reporter:
         steps = self._steps.get(operation.id)
         return operation if steps is None else replace(operation, steps=tuple(steps))
 
-    def _facts(self, d: WantedDeployment) -> Facts:
+    def _waits(self, d: WantedDeployment, seen: Seen) -> str:
+        """What keeps replicas from being started, in words; nothing as long as it is not known what they ask for."""
+        asks = self.known_asks(d.target)
+        live_asks = self.known_asks(d.live) if d.live is not None else None
+        return "" if asks is None else waits_for(d, asks, live_asks, seen, self._clock.now())
+
+    def _facts(self, d: WantedDeployment, waits: str) -> Facts:
         serving = d.live or d.target
         history = self._history.get(d.name, ())
         shown = next((r for r in history if r.number == serving.number), None)
@@ -160,6 +166,7 @@ class Reporter:
             engine=self._engine,
             failure=_failure(d, history),
             crash=_crash(d, history),
+            waits=waits,
         )
 
     # --- steps -------------------------------------------------------------------------------------------------
@@ -169,8 +176,8 @@ class Reporter:
         share = f" {progress.done / progress.total:.0%}" if progress.total else ""
         self._progress[deployment] = f"{progress.text}{share}"
 
-    def _phase(self, d: WantedDeployment, seen: Seen) -> Phase:
-        phase = rollout_phase(d, seen, self._clock.now())
+    def _phase(self, d: WantedDeployment, seen: Seen, waits: str) -> Phase:
+        phase = rollout_phase(d, seen, self._clock.now(), waits)
         if phase.name == "stage":
             return replace(phase, detail=self._progress.get(d.name, phase.detail))
         self._progress.pop(d.name, None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from quarterdeck_agent.drivers.base import Found, GatewaySeen, Life
-from quarterdeck_agent.protocol import Gpu
+from quarterdeck_agent.placement import Claim, Place, Sight, claims_of
+from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,11 @@ class SeenReplica:
 class Seen:
     """Everything that was last seen, with the boot it belongs to.
 
-    `staged` are the ids of versions whose files lie verified in their folders. `memory_available` is what the host
-    could still give, `gateway` is `None` while it does not answer.
+    `staged` are the ids of versions whose files lie verified in their folders, `staged_since` when this agent saw each
+    get there. `memory_available` is what the host could still give, `gateway` is `None` while it does not answer.
+    `gpu_trouble` says why the GPUs cannot be trusted to be as they were last seen, and is empty while they can.
+    `promised` are claims of replicas that are being started right now, or are kept for somebody. `left` are, by body,
+    the places of replicas that went away, the last one first.
     """
 
     boot_id: str
@@ -50,6 +55,24 @@ class Seen:
     memory_total: int | None = None
     memory_available: int | None = None
     applied_clusters: frozenset[str] = field(default_factory=frozenset)
+    gpu_uses: tuple[GpuUse, ...] = ()
+    gpu_facts: tuple[GpuFacts, ...] = ()
+    gpu_trouble: str = ""
+    promised: tuple[Claim, ...] = ()
+    left: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
+    staged_since: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def sight(self) -> Sight:
+        """The GPUs as placing takes them."""
+        return Sight(self.gpus, self.gpu_uses, self.gpu_facts, self.gpu_trouble)
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """What is claimed on the GPUs, by replicas that run and by those that are about to."""
+        made = claims_of(replica.found for replica in self.replicas)
+        known = {claim.replica for claim in made}
+        return made + tuple(claim for claim in self.promised if claim.replica not in known)
 
     def of(self, deployment: str) -> tuple[SeenReplica, ...]:
         """The replicas of one deployment, in the order of their ids."""

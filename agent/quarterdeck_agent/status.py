@@ -31,7 +31,8 @@ class Facts:
     """What the store and the catalogue add to one deployment's status.
 
     `failure` is the one that concerns people now, which may be of a revision that never served; `crash` is how the
-    live revision's replicas ended last, while that is not long past.
+    live revision's replicas ended last, while that is not long past. `waits` says what keeps replicas from being
+    started: a place on the GPUs, or memory that does not come free.
     """
 
     endpoint: str
@@ -41,6 +42,7 @@ class Facts:
     engine: str
     failure: Failure | None = None
     crash: Failure | None = None
+    waits: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def describe(d: WantedDeployment, seen: Seen, now: float, ready: int, facts: Fac
     if d.removing:
         return DeploymentState.REMOVING, "draining and stopping its replicas"
     if rolling(d):
-        phase = rollout_phase(d, seen, now)
+        phase = rollout_phase(d, seen, now, facts.waits)
         text = f"{d.target.spec.label}: {phase.name}" + (f" ({phase.detail})" if phase.detail else "")
         return (DeploymentState.HOLDING if d.holding else DeploymentState.DEPLOYING), text
     if d.live is None:
@@ -116,11 +118,14 @@ def _running(
     again = f", next start in {wait:.0f} s" if wait > 0 else ""
     waiting = next((r.detail for r in seen.of(d.name) if r.found.body == live.body and r.running and r.detail), "")
     unready = f"; {waiting}" if waiting else ""
+    if facts.waits and not wait > 0:
+        unready += f"; waits for its GPUs: {facts.waits}"
     text = f"{ready} of {wanted} replicas ready, {crashes} crashes in 10 minutes{why}{again}{unready}"
     if given_up(live, seen.boot_id, now) and not ready:
         return DeploymentState.FAILED, text
     if d.holding:
-        return DeploymentState.HOLDING, f"{live.spec.label} is coming back"
+        waits = f", but {facts.waits}" if facts.waits else ""
+        return DeploymentState.HOLDING, f"{live.spec.label} is coming back{waits}"
     return DeploymentState.DEGRADED, text
 
 
@@ -134,8 +139,9 @@ def _warm_replicas(d: WantedDeployment, mine: tuple[SeenReplica, ...]) -> bool:
     return d.previous is not None and any(r.running and r.found.body == d.previous.body for r in mine)
 
 
-def rollout_phase(d: WantedDeployment, seen: Seen, now: float) -> Phase:
-    """The step a rollout is in, read off the facts."""
+def rollout_phase(d: WantedDeployment, seen: Seen, now: float, waits: str = "") -> Phase:
+    """The step a rollout is in, read off the facts. `waits` is what keeps its replicas from being started, if anything.
+    """
     target = d.target
     mine = [r for r in seen.of(d.name) if r.found.body == target.body and r.running]
     old = [r for r in seen.of(d.name) if r.found.body != target.body]
@@ -147,10 +153,12 @@ def rollout_phase(d: WantedDeployment, seen: Seen, now: float) -> Phase:
     if d.holding and old and not mine:
         return Phase("drain", f"{len(old)} old replica(s) to stop")
     if d.target.handover == "hold" and d.live is not None and not d.holding and not target.passed:
-        return Phase("hold")
+        return Phase("hold", waits)
     count = counts_wanted(d, seen, now).get(target.body)
     if count is not None and len(mine) < target.spec.replicas:
-        return Phase("start", f"{len(mine)} of {target.spec.replicas}")
+        if waits and d.holding:
+            return Phase("memory", waits)
+        return Phase("start", f"{len(mine)} of {target.spec.replicas}" + (f"; {waits}" if waits else ""))
     if ready < target.spec.replicas:
         waiting = next((r.detail for r in mine if not r.ready and r.detail), "")
         return Phase("ready", f"{ready} of {target.spec.replicas}" + (f"; {waiting}" if waiting else ""))

@@ -32,6 +32,11 @@ class Resources:
     memory: int | None = None
     shm: int | None = None
 
+    @property
+    def whole_gpus(self) -> bool:
+        """Whether nobody else may be on the devices of a replica."""
+        return self.gpus > 0 and (self.exclusive or self.vram is None)
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
@@ -75,6 +80,8 @@ class Found:
     `handle` names it beyond doubt (container id; `pid:start time`). `address` is (ip, port) to dial. `started` and
     `ended` are seconds on the agent's `Clock`, `None` when unknown (another boot). `cgroups` maps controller
     (`cpu`, `memory`, `pids`; `unified` under cgroup v2) to the folder to read; `pids` are its main processes.
+    Of each of its `gpus` it claims `vram` bytes, or with `exclusive` all of it; neither is known of replicas that an
+    older agent started.
     """
 
     id: str
@@ -94,6 +101,8 @@ class Found:
     gpus: tuple[str, ...] = ()
     cgroups: dict[str, Path] = field(default_factory=dict)
     pids: tuple[int, ...] = ()
+    vram: int | None = None
+    exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from quarterdeck_agent.drivers.base import Engine, Found, Gateway, GatewaySeen, 
 from quarterdeck_agent.drivers.probe import ProbeResult
 from quarterdeck_agent.errors import EngineUnresponsive, GatewayError, NotFound
 from quarterdeck_agent.observer import Memory, Observer
+from quarterdeck_agent.placement import Sight
 from quarterdeck_agent.protocol import PartState
 from quarterdeck_agent.routing import Route, Target
 from quarterdeck_agent.seen import SeenReplica
@@ -81,7 +82,7 @@ class Host:
             self.probe,
             self.health_path,
             lambda: Memory(100, 50),
-            lambda: (),
+            Sight,
             self.changed,
             interval=0.02,
             deadline=1.0,
