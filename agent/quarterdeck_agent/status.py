@@ -140,8 +140,7 @@ def _warm_replicas(d: WantedDeployment, mine: tuple[SeenReplica, ...]) -> bool:
 
 
 def rollout_phase(d: WantedDeployment, seen: Seen, now: float, waits: str = "") -> Phase:
-    """The step a rollout is in, read off the facts. `waits` is what keeps its replicas from being started, if anything.
-    """
+    """The step a rollout is in, read off the facts. `waits` is what keeps its replicas from being started."""
     target = d.target
     mine = [r for r in seen.of(d.name) if r.found.body == target.body and r.running]
     old = [r for r in seen.of(d.name) if r.found.body != target.body]
