@@ -65,8 +65,8 @@ QUIET_LIMIT = 40.0
 
 _DELTA_TYPES: dict[str, type] = {
     "info": HostInfo, "gauges": HostGauges, "part": Part, "gpu": Gpu, "gpu_facts": GpuFacts,
-    "gpu_use": GpuUse, "deployment": DeploymentStatus, "traffic": Traffic, "replica_gauges": ReplicaGauges, "operation": Operation, "version": Version,
-    "revision": Revision,
+    "gpu_use": GpuUse, "deployment": DeploymentStatus, "traffic": Traffic, "replica_gauges": ReplicaGauges,
+    "operation": Operation, "version": Version, "revision": Revision,
 }  # fmt: skip
 
 
@@ -146,8 +146,10 @@ class Client:
     async def doctor(self) -> tuple[Check, ...]:
         return await self._get("/doctor", tuple[Check, ...])
 
-    async def series(self, name: str, key: str, since: datetime | None = None) -> Series:
-        return await self._get("/series", Series, {"name": name, "key": key, "since": _instant(since)})
+    async def series(self, name: str, key: str, since: datetime | None = None, points: int | None = None) -> Series:
+        """One gauge since a time; `points` is about how many are wanted, where not all that are kept."""
+        query = {"name": name, "key": key, "since": _instant(since), "points": points}
+        return await self._get("/series", Series, query)
 
     # --- changes ---
 

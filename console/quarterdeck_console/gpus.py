@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuProcess, GpuUse, HostStatus
+from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuProcess, GpuUse, HostStatus, Sample
 from quarterdeck_console.clean import clean_line
 from quarterdeck_console.views import NOTHING, Severity, size
 
@@ -45,6 +45,10 @@ class Owner(StrEnum):
     UNEXPLAINED = "unexplained"
     DRIVER = "driver"
     FREE = "free"
+
+
+CLAIMED = (Owner.DEPLOYMENT, Owner.UNMANAGED, Owner.UNEXPLAINED)
+"""The owners of used memory, in the order in which a bar shows them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,8 @@ def _labelled(gpus: Sequence[Gpu]) -> Iterator[tuple[Gpu, str]]:
             continue
         yield gpu, str(gpu.index)
         for instance in instances.get(gpu.uuid, ()):
-            yield instance, f"{gpu.index}.{instance.index}"
+            number = instance.index if instance.instance is None else instance.instance
+            yield instance, f"{gpu.index}.{number}"
 
 
 def labels(status: HostStatus | None) -> dict[str, str]:
@@ -103,7 +108,7 @@ def shares(device: Device) -> tuple[Share, ...]:
     """Whose a device's memory is: deployments first, then what nobody claims, what the driver keeps, what is free."""
     use, gpu = device.use, device.gpu
     processes = use.processes if use is not None else ()
-    found = [*_of_replicas(processes), *(_unmanaged(each) for each in processes if each.replica is None)]
+    found = [*_of_replicas(processes), *(unmanaged(each) for each in processes if each.replica is None)]
     if use is not None and use.unexplained:
         found.append(Share(Owner.UNEXPLAINED, "unexplained", use.unexplained))
     if gpu.memory_reserved:
@@ -137,7 +142,8 @@ def _of_replicas(processes: Sequence[GpuProcess]) -> Iterator[Share]:
         yield Share(Owner.DEPLOYMENT, clean_line(words), memory[replica])
 
 
-def _unmanaged(process: GpuProcess) -> Share:
+def unmanaged(process: GpuProcess) -> Share:
+    """The share of a process that belongs to no replica."""
     return Share(Owner.UNMANAGED, f"unmanaged {named(process)}", process.memory)
 
 
@@ -172,9 +178,9 @@ def health_words(device: Device) -> str:
     gpu = device.gpu
     if gpu.health == GpuHealth.OK:
         return ""
-    named = re.search(r"\bXid (\d+)\b", gpu.why)
+    code = re.match(r"Xid (\d+)\b", gpu.why)
     xids = device.facts.xids if device.facts is not None else ()
-    seen = next((each for each in xids if named is not None and each.code == int(named[1])), None)
+    seen = next((each for each in xids if code is not None and each.code == int(code[1])), None)
     if seen is not None:
         return f"Xid {seen.code}: {gpu.health} since {seen.at.astimezone():%H:%M}"
     return clean_line(f"{gpu.health}: {gpu.why}" if gpu.why else str(gpu.health))
@@ -254,6 +260,21 @@ METRICS = (
 
 SPANS = tuple(timedelta(minutes=minutes) for minutes in (5, 15, 60, 1440, 7 * 1440, 30 * 1440))
 """How far back a chart may look: the agent keeps an hour by the second, thirty days by the minute."""
+
+
+def drawn(samples: Iterable[Sample], metric: Metric) -> list[Sample]:
+    """The points of a gauge in the unit of its scale."""
+
+    def scaled(value: float | None) -> float | None:
+        return None if value is None else value * metric.scale
+
+    return [Sample(each.at, scaled(each.value), scaled(each.max)) for each in samples]
+
+
+def highest(samples: Iterable[Sample]) -> float | None:
+    """The highest value there was, also within a longer step."""
+    known = [each.max if each.max is not None else each.value for each in samples]
+    return max((value for value in known if value is not None), default=None)
 
 
 def newest(moments: Iterable[datetime], now: datetime) -> datetime:

@@ -81,6 +81,39 @@ def gpu(host: str, index: int, **more: Any) -> p.Gpu:
     return p.Gpu(**(values | more))
 
 
+def mig(host: str, index: int, instance: int, profile: str, **more: Any) -> p.Gpu:
+    """Instance `instance` of GPU `index`; its memory as its profile (`1g.10gb`) says."""
+    whole = gpu(host, index)
+    values: dict[str, Any] = {
+        "index": index, "instance": instance, "uuid": f"MIG-{host}-{index}-{instance}",
+        "name": f"{whole.name} MIG {profile}",
+        "memory_total": int(profile.partition(".")[2].removesuffix("gb")) * GIB, "memory_used": 0,
+        "parent": whole.uuid, "profile": profile,
+    }  # fmt: skip
+    return p.Gpu(**(values | more))
+
+
+def facts(host: str, index: int, **more: Any) -> p.GpuFacts:
+    values: dict[str, Any] = {
+        "uuid": f"GPU-{host}-{index}", "pci_bus": f"00000000:{0x18 + index:02X}:00.0", "driver": "570.86.15",
+        "cuda": "12.8", "compute_capability": (9, 0), "compute_mode": "default", "persistence": True,
+        "mig_enabled": False, "pcie_generation": 5, "pcie_generation_max": 5, "pcie_width": 16, "pcie_width_max": 16,
+        "temperature_slowdown": 87.0, "temperature_shutdown": 92.0, "ecc_enabled": True, "ecc_corrected": 0,
+        "ecc_uncorrected": 0, "ecc_corrected_ever": 4, "ecc_uncorrected_ever": 0, "remapped_rows": 0,
+        "remap_pending": False, "remap_failed": False,
+    }  # fmt: skip
+    return p.GpuFacts(**(values | more))
+
+
+def held(found: p.Replica, memory: int, pid: int = 40_000, **more: Any) -> p.GpuProcess:
+    """A replica's process with memory on a GPU."""
+    values: dict[str, Any] = {
+        "pid": pid, "memory": memory, "user": "10001", "command": "python", "replica": found.id,
+        "deployment": found.deployment, "revision": found.revision,
+    }  # fmt: skip
+    return p.GpuProcess(**(values | more))
+
+
 def host_status(name: str, **more: Any) -> p.HostStatus:
     info = p.HostInfo(
         name=name, instance=f"i-{name}", agent_version="0.1.0", os="Debian 12", kernel="6.1", architecture="x86_64",
@@ -111,6 +144,15 @@ def sketch() -> dict[str, p.HostStatus]:
     return {"gpu-a1": _a1(), "gpu-a2": _a2(), "gpu-b1": _b1(), "cpu-c1": _c1()}
 
 
+LINKED = (
+    (p.NvLink(0, True, 4, "GPU-gpu-a1-1"), p.NvLink(1, True, 4, "GPU-gpu-a1-1")),
+    (p.NvLink(0, True, 4, "GPU-gpu-a1-0"), p.NvLink(1, True, 4, "GPU-gpu-a1-0")),
+    (p.NvLink(0, False),),
+)  # fmt: skip
+XID = p.XidEvent(ago(minutes=5), 79, "the GPU fell off the bus", "reboot the host")
+FELL_OFF = "Xid 79 at 13:58 UTC on 23 Nov: the GPU fell off the bus; drain the host and reboot"
+
+
 def _a1() -> p.HostStatus:
     chat = deployment(
         "llama-chat", "llama-chat:8b-4", 17, replicas_wanted=2, since=ago(days=3, hours=4),
@@ -138,6 +180,22 @@ def _a1() -> p.HostStatus:
             gpu("gpu-a1", 0, utilisation=0.71, memory_used=61 * GIB, temperature=64.0, power=512.0),
             gpu("gpu-a1", 1, utilisation=0.99, memory_used=79 * GIB, temperature=71.0, power=688.0),
             gpu("gpu-a1", 2),
+        ),
+        gpu_facts=tuple(facts("gpu-a1", index, nvlinks=LINKED[index]) for index in range(3)),
+        gpu_uses=(
+            p.GpuUse(
+                "GPU-gpu-a1-0",
+                (held(chat.replicas[0], 56 * GIB, 40_117),
+                 p.GpuProcess(4711, 3 * GIB, 0.02, user="alice", command="python"),
+                 p.GpuProcess(2101, 300 << 20, kind="graphics", user="root", command="Xorg")),
+                unexplained=int(1.7 * GIB),
+            ),
+            p.GpuUse("GPU-gpu-a1-1", (held(chat.replicas[1], 79 * GIB, 40_382),), unexplained=0),
+            p.GpuUse("GPU-gpu-a1-2", (), unexplained=0),
+        ),
+        replica_gauges=tuple(
+            p.ReplicaGauges(each.id, each.deployment, each.revision, 1.5, 9 * GIB, 32 * GIB, 12, memory)
+            for each, memory in zip(chat.replicas, (56 * GIB, 79 * GIB), strict=True)
         ),
         deployments=(chat, swap),
         traffic=(
@@ -175,11 +233,22 @@ def _a2() -> p.HostStatus:
         ),
         parts=(
             p.Part("engine", p.PartState.OK, ago(days=11)),
-            p.Part("nvml", p.PartState.FAILED, ago(minutes=5), detail="Xid 79: GPU 2 has fallen off the bus"),
+            p.Part("nvml", p.PartState.OK, ago(days=11), "570.86.15"),
         ),
         gpus=(
             gpu("gpu-a2", 0, utilisation=0.12, memory_used=4 * GIB), gpu("gpu-a2", 1),
-            p.Gpu(2, "GPU-gpu-a2-2", "NVIDIA H100 80GB HBM3"),
+            p.Gpu(2, "GPU-gpu-a2-2", "NVIDIA H100 80GB HBM3", health=p.GpuHealth.LOST, why=FELL_OFF),
+        ),
+        gpu_facts=(
+            facts("gpu-a2", 0), facts("gpu-a2", 1, ecc_corrected=17, ecc_corrected_ever=212),
+            p.GpuFacts("GPU-gpu-a2-2", "00000000:1A:00.0", xids=(XID,)),
+        ),
+        gpu_uses=(
+            p.GpuUse("GPU-gpu-a2-0", (held(embed.replicas[0], int(3.8 * GIB), 51_020),), unexplained=int(0.2 * GIB)),
+            p.GpuUse("GPU-gpu-a2-1", (), unexplained=0),
+        ),
+        replica_gauges=(
+            p.ReplicaGauges(embed.replicas[0].id, "embed", 8, 1.5, 4 * GIB, 8 * GIB, 12, int(3.8 * GIB)),
         ),
         deployments=(embed, whisper),
         traffic=(
@@ -196,13 +265,25 @@ def _a2() -> p.HostStatus:
 
 
 def _b1() -> p.HostStatus:
-    vad = deployment("vad", "vad:6.2.3", 4, since=ago(days=11), by="bo")
+    vad = deployment(
+        "vad", "vad:6.2.3", 4, since=ago(days=11), by="bo", replicas=(replica("vad", 4, gpus=("MIG-gpu-b1-0-1",)),)
+    )
     return host_status(
         "gpu-b1",
         gauges=p.HostGauges(
             at=NOW, cpu=0.58, memory_total=128 * GIB, memory_used=91 * GIB, disk_total=1000 * GIB, disk_used=660 * GIB
         ),
-        gpus=(gpu("gpu-b1", 0, utilisation=0.4, memory_used=30 * GIB),), deployments=(vad,),
+        gpus=(
+            gpu("gpu-b1", 0, utilisation=None, memory_used=30 * GIB, temperature=48.0, power=301.0, mig=True),
+            mig("gpu-b1", 0, 0, "3g.40gb", memory_used=22 * GIB), mig("gpu-b1", 0, 1, "1g.10gb", memory_used=8 * GIB),
+            mig("gpu-b1", 0, 2, "1g.10gb"),
+        ),
+        gpu_facts=(facts("gpu-b1", 0, mig_enabled=True),),
+        gpu_uses=(
+            p.GpuUse("MIG-gpu-b1-0-0", (p.GpuProcess(977, 22 * GIB, user="bo", command="jupyter"),), 0),
+            p.GpuUse("MIG-gpu-b1-0-1", (held(vad.replicas[0], int(7.4 * GIB), 8_021),), int(0.6 * GIB)),
+        ),
+        deployments=(vad,),
         traffic=(p.Traffic("vad", 4, 1.0, rate=12.0, errors=0.0, p95=0.006),), versions=(version("vad:6.2.3"),),
     )  # fmt: skip
 
@@ -311,12 +392,19 @@ class Simulation:
             return simulated_detail(self.status[target.host], found[0])
         return self.details[target]
 
-    async def series(self, host: str, name: str, key: str, since: datetime | None) -> p.Series:
+    async def series(
+        self, host: str, name: str, key: str, since: datetime | None, points: int | None = None
+    ) -> p.Series:
         self.asked.append(("series", (host, name, key)))
         if (host, name, key) in self.points:
             return self.points[(host, name, key)]
-        samples = tuple(p.Sample(ago(seconds=60 * (60 - n)), 0.5 + 0.4 * math.sin(n / 5)) for n in range(60))
-        return p.Series(name, key, "ratio", samples)
+        step = 60.0 if since is None else max(1.0, (self.at - since).total_seconds() / 60)
+        scale = SCALES.get(name, 1.0)
+        samples = tuple(
+            p.Sample(self.at - timedelta(seconds=step * (60 - n)), scale * (0.5 + 0.4 * math.sin(n / 5)))
+            for n in range(60)
+        )
+        return p.Series(name, key, "ratio", samples, step)
 
     async def preview(self, wish: Wish, target: Target) -> p.Preview:
         self.asked.append(("preview", (wish, target)))
@@ -351,6 +439,10 @@ class Simulation:
         return [what for kind, what in self.asked if kind == "change"]
 
 
+SCALES = {"gpu.memory": 80.0 * GIB, "gpu.temperature": 90.0, "gpu.power": 700.0}
+"""What a simulated history goes up to."""
+
+
 def simulated_preview(wish: Wish, target: Target) -> p.Preview:
     """A plan as an agent would word it."""
     if wish.kind == "deploy" and target.name == "reranker":
@@ -379,7 +471,7 @@ def simulated_detail(status: p.HostStatus, found: p.DeploymentStatus) -> p.Deplo
             "deployment": found.name, "number": number, "spec": p.Spec(version(label).id, label),
             "created_at": ago(days=live - number + 1),
             "by": "ana", "operation": f"op-{number}", "handover": "overlap", "handover_why": "both fit",
-            "outcome": p.RevisionOutcome.REPLACED, "steps": STEPS,
+            "outcome": p.RevisionOutcome.REPLACED, "steps": STEPS, "gpu_memory_peak": int((3 + number / 10) * GIB),
         }  # fmt: skip
         return p.Revision(**(values | more))
 
@@ -404,7 +496,9 @@ def simulated_detail(status: p.HostStatus, found: p.DeploymentStatus) -> p.Deplo
     return p.DeploymentDetail(
         found, revisions, version(found.label, card=card),
         tuple(t for t in status.traffic if t.deployment == found.name),
-        tuple(p.ReplicaGauges(r.id, found.name, r.revision, 1.5, 4 * GIB, 8 * GIB, 12) for r in found.replicas),
+        tuple(
+            p.ReplicaGauges(r.id, found.name, r.revision, 1.5, 4 * GIB, 8 * GIB, 12, 3 * GIB) for r in found.replicas
+        ),
     )  # fmt: skip
 
 
@@ -418,11 +512,13 @@ STEPS = (
 def large(hosts: int, gpus: int, deployments: int) -> dict[str, p.HostStatus]:
     """A big fleet, all serving: for figures of speed."""
     made = {}
+    stranger = p.GpuProcess(4711, 40 * GIB, user="alice", command="python")
     for number in range(hosts):
         name = f"gpu-{number:04d}"
         made[name] = host_status(
             name,
             gpus=tuple(gpu(name, index, utilisation=0.5, memory_used=40 * GIB) for index in range(gpus)),
+            gpu_uses=tuple(p.GpuUse(f"GPU-{name}-{index}", (stranger,), 0) for index in range(gpus)),
             deployments=tuple(deployment(f"model-{n}", f"model-{n}:1", 1) for n in range(deployments)),
             traffic=tuple(
                 p.Traffic(f"model-{n}", 1, 1.0, rate=20.0 + n, errors=0.0, p95=0.02) for n in range(deployments)

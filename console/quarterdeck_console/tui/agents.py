@@ -42,9 +42,9 @@ class Agents:
             assert isinstance(found, DeploymentDetail)
             return found
 
-    async def series(self, host: str, name: str, key: str, since: datetime | None) -> Series:
+    async def series(self, host: str, name: str, key: str, since: datetime | None, points: int | None) -> Series:
         async with Client(self._host(host), DEADLINE) as client:
-            found = await bounded(DEADLINE, host, client.series(name, key, since))
+            found = await bounded(DEADLINE, host, client.series(name, key, since, points))
             assert isinstance(found, Series)
             return found
 

@@ -24,8 +24,8 @@ class Backend(Protocol):
         """One deployment in full."""
         ...
 
-    async def series(self, host: str, name: str, key: str, since: datetime | None) -> Series:
-        """The last hour of one gauge."""
+    async def series(self, host: str, name: str, key: str, since: datetime | None, points: int | None) -> Series:
+        """One gauge since a time, in about so many points."""
         ...
 
     async def preview(self, wish: Wish, target: Target) -> Preview:

@@ -34,6 +34,22 @@ def bar(value: float | None, width: int) -> str:
     return drawn + "░" * (width - len(drawn))
 
 
+def parts(shares: Sequence[tuple[str, float]], width: int) -> str:
+    """Ratios of one whole, each in its own character, as a bar of `width` columns."""
+    found = columns([share for _, share in shares], width)
+    drawn = "".join(mark * count for (mark, _), count in zip(shares, found, strict=True))
+    return drawn + "░" * (width - len(drawn))
+
+
+def columns(shares: Sequence[float], width: int) -> list[int]:
+    """How many of `width` columns each ratio of one whole takes: whatever is there gets one, while there are any."""
+    found = [max(1, round(share * width)) if share > 0 else 0 for share in shares]
+    while sum(found) > width:
+        largest = found.index(max(found))
+        found[largest] -= 1
+    return found
+
+
 def sparkline(points: Sequence[float | None], width: int, top: float | None = 1.0) -> str:
     """The newest `width` points as block characters, set to the right. `top` `None` means the highest of them."""
     newest = list(points)[-width:]

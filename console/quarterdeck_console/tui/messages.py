@@ -209,12 +209,13 @@ class DetailCame(Message):
 
 @dataclass
 class WantSeries(Want):
-    """The last hour of one gauge, see `GET /v1/series`: `SeriesCame`."""
+    """One gauge since a time, in about so many points, see `GET /v1/series`: `SeriesCame`."""
 
     host: str
     name: str
     key: str
     since: datetime | None = None
+    points: int | None = None
 
 
 @dataclass

@@ -196,7 +196,7 @@ class Session:
 
     async def _series(self, want: m.WantSeries) -> None:
         try:
-            found = await self._backend.series(want.host, want.name, want.key, want.since)
+            found = await self._backend.series(want.host, want.name, want.key, want.since, want.points)
             came = m.SeriesCame(want.host, want.name, want.key, found)
         except ConsoleError as error:
             came = m.SeriesCame(want.host, want.name, want.key, error=error)

@@ -114,7 +114,10 @@ def test_replicas_tell_their_gpu_its_memory_and_why_they_are_not_ready() -> None
         replace(each, replicas=(*each.replicas[:1], crashed)) if each.name == "whisper" else each
         for each in status.deployments
     )
-    gauges = (p.ReplicaGauges("whisper-2-1", "whisper", 2, 1.25, 5 << 30, 8 << 30),)
+    gauges = (
+        p.ReplicaGauges("whisper-2-1", "whisper", 2, 1.25, 5 << 30, 8 << 30),
+        p.ReplicaGauges("whisper-2-2", "whisper", 2, gpu_memory=4 << 30),
+    )
     simulation.status["gpu-a2"] = replace(status, deployments=deployments, replica_gauges=gauges)
 
     async def story(d: Driver) -> None:
@@ -125,6 +128,46 @@ def test_replicas_tell_their_gpu_its_memory_and_why_they_are_not_ready() -> None
         assert "1.25" in d.line_with("whisper-2-1") and "5.0 GiB" in d.line_with("whisper-2-1")
 
     drive(story, size=(160, 40), simulation=simulation)
+
+
+def test_a_replica_on_a_sick_gpu_says_so() -> None:
+    simulation = Simulation()
+    status = simulation.status["gpu-a2"]
+    lost = replica("whisper", 2, 1, gpus=("GPU-gpu-a2-2",))
+    deployments = tuple(
+        replace(each, replicas=(lost,)) if each.name == "whisper" else each for each in status.deployments
+    )
+    simulation.status["gpu-a2"] = replace(status, deployments=deployments)
+
+    async def story(d: Driver) -> None:
+        await opened(d, m.Target("gpu-a2", "whisper"))
+        assert "⚠ GPU 2 Xid 79: lost since" in d.line_with("whisper-2-1")
+
+    drive(story, size=(160, 40), simulation=simulation)
+
+
+def test_each_revision_tells_the_most_gpu_memory_that_one_replica_held() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        assert "GPU MEM (peak)" in d.text
+        assert d.line_with("● serving  ").endswith("3.8 GiB")
+        assert d.line_with("✖ refused: ").endswith("3.9 GiB")
+
+    drive(story, size=(120, 40))
+
+
+def test_without_any_gpu_memory_there_is_no_column_for_it() -> None:
+    simulation = Simulation()
+    detail = simulated_detail(simulation.status["gpu-a2"], simulation.status["gpu-a2"].deployments[0])
+    revisions = tuple(replace(each, gpu_memory_peak=None) for each in detail.revisions)
+    simulation.details[EMBED] = replace(detail, revisions=revisions)
+
+    async def story(d: Driver) -> None:
+        await opened(d)
+        assert "GPU MEM (peak)" not in d.text
+        assert "MEMORY" in d.line_with("OUTCOME")
+
+    drive(story, size=(140, 40), simulation=simulation)
 
 
 def test_a_handover_shows_its_steps_as_they_go_on() -> None:

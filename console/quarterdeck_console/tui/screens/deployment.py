@@ -118,7 +118,7 @@ class DeploymentScreen(TargetView):
 
     def body(self) -> ComposeResult:
         yield Label(words.line("asking …", Severity.MUTED), id="head")
-        yield FittedTable(rows.REVISIONS, id="revisions", empty="asking for its revisions …")
+        yield FittedTable(rows.WITHOUT_GPU, id="revisions", empty="asking for its revisions …")
         yield FittedTable(rows.REPLICAS, id="replicas", empty="no replica runs")
         with Horizontal(id="below"):
             yield Pane("story")
@@ -178,6 +178,7 @@ class DeploymentScreen(TargetView):
     def _show_all(self) -> None:
         seen = self._seen
         self._show_head(seen)
+        self.main.show_columns(rows.columns(seen))
         self.main.show_rows(rows.revisions(seen))
         self.query_one("#replicas", Table).show_rows(rows.replicas(seen))
         self._show_story(seen)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from quarterdeck_agent.protocol import (
     DeploymentState,
     DeploymentStatus,
-    Gpu,
     HostStatus,
     Operation,
     OperationState,
@@ -20,8 +19,9 @@ from quarterdeck_agent.protocol import (
     StepRecord,
     Traffic,
 )
-from quarterdeck_console import views
+from quarterdeck_console import gpus, views
 from quarterdeck_console.clean import clean_line
+from quarterdeck_console.gpus import Device
 from quarterdeck_console.tui import marks
 from quarterdeck_console.tui.screens.fleet_rows import failed, short_label
 from quarterdeck_console.tui.widgets.table import Column, Line
@@ -29,11 +29,13 @@ from quarterdeck_console.views import NOTHING, Cell, Severity
 
 REVISIONS = (
     Column("rev", "REV", 4, number=True), Column("version", "VERSION", 10), Column("when", "WHEN", 6, number=True),
-    Column("by", "WHO", 7, drop=5), Column("outcome", "OUTCOME", 31, grow=True), Column("why", "WHY", 24, drop=9),
+    Column("by", "WHO", 7, drop=5), Column("outcome", "OUTCOME", 31, grow=True), Column("why", "WHY", 24, drop=10),
     Column("rate", "REQ/S", 7, number=True), Column("errors", "ERR", 6, number=True),
-    Column("p50", "P50", 7, number=True, drop=6), Column("p95", "P95", 7, number=True),
-    Column("p99", "P99", 7, number=True, drop=7), Column("memory", "MEMORY", 9, number=True, drop=8),
+    Column("p50", "P50", 7, number=True, drop=7), Column("p95", "P95", 7, number=True),
+    Column("p99", "P99", 7, number=True, drop=8), Column("memory", "MEMORY", 9, number=True, drop=9),
+    Column("peak", "GPU MEM (peak)", 14, number=True, drop=6),
 )  # fmt: skip
+WITHOUT_GPU = tuple(column for column in REVISIONS if column.key != "peak")
 REPLICAS = (
     Column("replica", "REPLICA", 18), Column("rev", "REV", 4, number=True), Column("state", "STATE", 11),
     Column("gpu", "GPU", 5), Column("gpu_memory", "GPU MEMORY", 12, number=True, drop=3),
@@ -68,9 +70,9 @@ class Seen:
         known = self.host.replica_gauges if self.host is not None else ()
         return {each.replica: each for each in known if each.deployment == self.name}
 
-    def gpus(self) -> Mapping[str, Gpu]:
-        """The host's GPUs."""
-        return {each.uuid: each for each in self.host.gpus} if self.host is not None else {}
+    def gpus(self) -> Mapping[str, Device]:
+        """The host's GPUs and MIG instances."""
+        return {each.gpu.uuid: each for each in gpus.devices(self.host)}
 
     def operation(self, revision: Revision) -> Operation | None:
         """The change that made a revision, as it stands."""
@@ -91,14 +93,21 @@ class Seen:
 # --- revisions -------------------------------------------------------------------------------------------------------
 
 
+def columns(seen: Seen) -> tuple[Column, ...]:
+    """The columns of the revisions: that of GPU memory only where any of them was seen to hold some."""
+    return REVISIONS if any(each.gpu_memory_peak for each in seen.revisions) else WITHOUT_GPU
+
+
 def revisions(seen: Seen) -> Iterator[Line]:
     """Newest first."""
+    width = len(columns(seen))
     memory: dict[int, int] = {}
     for gauges in seen.gauges().values():
         if gauges.memory is not None:
             memory[gauges.revision] = memory.get(gauges.revision, 0) + gauges.memory
     for each in seen.revisions:
-        yield _revision(seen, each, seen.traffic(each.number), memory.get(each.number))
+        line = _revision(seen, each, seen.traffic(each.number), memory.get(each.number))
+        yield replace(line, cells=line.cells[:width], sort=line.sort[:width])
 
 
 def _revision(seen: Seen, each: Revision, traffic: Traffic | None, memory: int | None) -> Line:
@@ -117,10 +126,11 @@ def _revision(seen: Seen, each: Revision, traffic: Traffic | None, memory: int |
         Cell(NOTHING if share is None else f"{share * 100:.1f}%", Severity.WARNING if share else Severity.PLAIN, True),
         *(Cell(views.duration(value), number=True) for value in (p50, p95, p99)),
         Cell(views.size(memory), number=True),
+        Cell(views.size(each.gpu_memory_peak), number=True),
     )
     sort = (
         each.number, each.spec.label, -each.created_at.timestamp(), each.by, said.text, each.why, rate, share, p50, p95,
-        p99, memory,
+        p99, memory, each.gpu_memory_peak,
     )  # fmt: skip
     return Line((str(each.number),), cells, sort, faded=seen.lost)
 
@@ -191,36 +201,50 @@ def _served_for(each: Revision) -> str:
 
 def replicas(seen: Seen) -> Iterator[Line]:
     """Every replica with what it uses."""
-    gauges, gpus = seen.gauges(), seen.gpus()
+    gauges, known = seen.gauges(), seen.gpus()
     for each in seen.status.replicas if seen.status is not None else ():
-        yield _replica(each, gauges.get(each.id), [gpus[uuid] for uuid in each.gpus if uuid in gpus], seen)
+        yield _replica(each, gauges.get(each.id), [known[uuid] for uuid in each.gpus if uuid in known], seen)
 
 
-def _replica(each: Replica, use: ReplicaGauges | None, gpus: Sequence[Gpu], seen: Seen) -> Line:
+def _replica(each: Replica, use: ReplicaGauges | None, given: Sequence[Device], seen: Seen) -> Line:
     meaning = views.severity(each.state)
     memory = use.memory if use else None
     full = memory is not None and use is not None and use.memory_limit and memory > 0.95 * use.memory_limit
     why = each.reason + ("" if each.exit_code is None else f" (exit code {each.exit_code})")
+    why = " · ".join(part for part in (why.strip(), *_troubles(given)) if part)
     cells = (
         Cell(each.id),
         Cell(str(each.revision), number=True),
         Cell(f"{marks.symbol(each.state)} {each.state}", meaning),
-        Cell(",".join(str(gpu.index) for gpu in gpus) or NOTHING),
-        Cell(gpu_memory(gpus), number=True),
+        Cell(",".join(device.label for device in given) or NOTHING, _sick(given)),
+        Cell(gpu_memory(use, given), number=True),
         Cell(NOTHING if use is None or use.cpu is None else f"{use.cpu:.2f}", number=True),
         Cell(views.size(memory), Severity.WARNING if full else Severity.PLAIN, number=True),
         Cell(str(each.restarts), Severity.WARNING if each.restarts else Severity.PLAIN, number=True),
         Cell(marks.since(each.started_at, seen.now), number=True),
         Cell(each.handle),
-        Cell(clean_line(why.strip()), Severity.WARNING if meaning in (Severity.WARNING, Severity.BAD) else meaning),
+        Cell(clean_line(why), Severity.WARNING if meaning in (Severity.WARNING, Severity.BAD) else meaning),
     )
     return Line((each.id,), cells, faded=seen.lost)
 
 
-def gpu_memory(gpus: Sequence[Gpu]) -> str:
-    """What is used of GPUs, all together: `61/80G`. Other processes' share is in it."""
-    used = [gpu.memory_used for gpu in gpus if gpu.memory_used is not None]
-    total = [gpu.memory_total for gpu in gpus if gpu.memory_total is not None]
-    if not gpus or len(used) < len(gpus) or len(total) < len(gpus):
+def gpu_memory(use: ReplicaGauges | None, given: Sequence[Device]) -> str:
+    """What a replica holds of all memory of its GPUs: `56/80 GiB`."""
+    if use is None or use.gpu_memory is None:
         return NOTHING
-    return f"{sum(used) / 2**30:.0f}/{sum(total) / 2**30:.0f} GiB"
+    total = [device.gpu.memory_total for device in given if device.gpu.memory_total is not None]
+    if not given or len(total) < len(given):
+        return f"{gpus.gib(use.gpu_memory)} GiB"
+    return f"{gpus.gib(use.gpu_memory)}/{gpus.gib(sum(total))} GiB"
+
+
+def _sick(given: Sequence[Device]) -> Severity:
+    found = [gpus.severity(device.gpu) for device in given]
+    return next((each for each in (Severity.BAD, Severity.WARNING) if each in found), Severity.PLAIN)
+
+
+def _troubles(given: Sequence[Device]) -> Iterator[str]:
+    """What is wrong with a replica's GPUs."""
+    for device in given:
+        if words := gpus.health_words(device):
+            yield f"⚠ {device.what} {words}"

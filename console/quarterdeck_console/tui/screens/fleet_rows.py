@@ -7,9 +7,10 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from quarterdeck_agent.protocol import DeploymentState, DeploymentStatus, Failure, FailureReason, Gpu
-from quarterdeck_console import views
+from quarterdeck_agent.protocol import DeploymentState, DeploymentStatus, Failure, FailureReason, Gpu, GpuHealth
+from quarterdeck_console import gpus, views
 from quarterdeck_console.clean import clean_line
+from quarterdeck_console.gpus import Device
 from quarterdeck_console.state import FleetState, HostState
 from quarterdeck_console.tui import marks
 from quarterdeck_console.tui.history import History
@@ -121,7 +122,7 @@ def short_label(label: str, name: str) -> str:
 
 def gpus_of(host: HostState, each: DeploymentStatus) -> tuple[str, ...]:
     """The indexes of the GPUs that a deployment's replicas run on."""
-    known = {gpu.uuid: str(gpu.index) for gpu in host.status.gpus} if host.status is not None else {}
+    known = gpus.labels(host.status)
     found = {known.get(gpu, gpu) for replica in each.replicas for gpu in replica.gpus}
     return tuple(sorted(found, key=lambda index: (len(index), index)))
 
@@ -145,44 +146,49 @@ HOST, CPU, MEMORY, DISK, GPU = 10, 14, 5, 5, 24
 BAR, SPARK = 10, 8
 
 
-def host_columns(gpus: int) -> tuple[Column, ...]:
+def host_columns(room: int) -> tuple[Column, ...]:
     """The strip's columns with this many GPUs side by side."""
-    shown = (Column(f"gpu{index}", f"GPU {index}", GPU) for index in range(gpus))
+    shown = (Column(f"gpu{index}", f"GPU {index}", GPU) for index in range(room))
     return (
         Column("host", "HOST", HOST), Column("cpu", "CPU", CPU), Column("memory", "MEM", MEMORY, number=True),
-        Column("disk", "DISK", DISK, number=True), *shown, Column("rest", "" if gpus else "GPU", 10, grow=True),
+        Column("disk", "DISK", DISK, number=True), *shown, Column("rest", "" if room else "GPU", 10, grow=True),
     )  # fmt: skip
 
 
 def gpus_that_fit(fleet: FleetState, width: int) -> int:
     """How many GPUs are shown side by side: as many as any host has, as far as there is room; below two, none."""
-    most = max((len(host.status.gpus) for host in fleet.hosts.values() if host.status is not None), default=0)
+    most = max((len(cards(host)) for host in fleet.hosts.values()), default=0)
     room = (width - HOST - CPU - MEMORY - DISK - 7) // (GPU + 1)
     return min(most, room) if room >= min(2, most) else 0
 
 
-def host_lines(fleet: FleetState, history: History, gpus: int, now: datetime) -> Iterator[Later]:
-    """Every host with its figures; of one that does not answer the last ones, and since when."""
+def cards(host: HostState) -> tuple[Gpu, ...]:
+    """A host's GPUs without their MIG instances."""
+    return gpus.whole(host.status.gpus) if host.status is not None else ()
+
+
+def host_lines(fleet: FleetState, history: History, room: int, now: datetime) -> Iterator[Later]:
+    """Every host with its figures and `room` GPUs; of one that does not answer the last ones, and since when."""
     for host in fleet.hosts.values():
-        yield Later((host.name,), partial(_host, host, history, gpus, now))
+        yield Later((host.name,), partial(_host, host, history, room, now))
 
 
-def _host(host: HostState, history: History, gpus: int, now: datetime) -> Line:
+def _host(host: HostState, history: History, room: int, now: datetime) -> Line:
     lost, status = host.connection == "lost", host.status
+    found = tuple(each for each in gpus.devices(status) if each.gpu.parent is None)
     name = Cell(f"{host.name} {host_symbol(host)}", Severity.BAD if lost else Severity.PLAIN)
     silent = Cell(_silence(host, now), Severity.BAD if lost else Severity.MUTED)
-    note = (4, silent) if status is None or lost else _broken(host, gpus)
+    note = (4, silent) if status is None or lost else _broken(host, found, room)
     gauges = status.gauges if status is not None else None
     points = history.last(host.name, "cpu", "", SPARK)
     cpu = gauges.cpu if gauges is not None else None
-    found = status.gpus if status is not None else ()
     cells = (
         name,
         Cell(f"{marks.sparkline(points, SPARK)} {views.ratio(cpu):>4}", _heat(cpu)),
         _part(gauges.memory_used if gauges else None, gauges.memory_total if gauges else None),
         _part(gauges.disk_used if gauges else None, gauges.disk_total if gauges else None),
-        *(gpu_cell(found[index]) if index < len(found) else Cell("") for index in range(gpus)),
-        _rest(host, found, gpus),
+        *(gpu_cell(found[index]) if index < len(found) else Cell("") for index in range(room)),
+        _rest(host, found, room),
     )
     return Line((host.name,), cells, faded=lost, note=note)
 
@@ -194,30 +200,38 @@ def _silence(host: HostState, now: datetime) -> str:
     return clean_line(f"unreachable for {marks.since(host.since, now)}, {last}: {host.error}")
 
 
-def _broken(host: HostState, gpus: int) -> tuple[int, Cell] | None:
+def _broken(host: HostState, found: Sequence[Device], room: int) -> tuple[int, Cell] | None:
     """What is the matter with the GPUs, over the room of those that say nothing any more."""
-    assert host.status is not None
-    known = host.status.gpus[:gpus]
-    answering = [index for index, gpu in enumerate(known) if not _is_lost(gpu)]
+    known = found[:room]
+    answering = [index for index, each in enumerate(known) if not _is_lost(each.gpu)]
     first = answering[-1] + 1 if answering else 0
-    trouble = next((part for part in host.status.parts if part.name == "nvml" and str(part.state) == "failed"), None)
-    if first >= len(known) or trouble is None:
+    if first >= len(known):
         return None
-    return 4 + first, Cell(clean_line(f"⚠ {trouble.detail or 'no answer'}"), Severity.BAD)
+    assert host.status is not None
+    trouble = next((part for part in host.status.parts if part.name == "nvml" and str(part.state) == "failed"), None)
+    words = next((words for each in known[first:] if (words := gpus.health_words(each))), "")
+    words = words or (trouble.detail if trouble is not None else "")
+    return 4 + first, Cell(clean_line(f"⚠ {words or 'no answer'}"), Severity.BAD)
 
 
 def _is_lost(gpu: Gpu) -> bool:
     return gpu.memory_total is None and gpu.utilisation is None
 
 
-def gpu_cell(gpu: Gpu) -> Cell:
-    """Utilisation as a bar and a figure, and memory used of all."""
+def gpu_cell(each: Device) -> Cell:
+    """Utilisation as a bar and a figure, and memory used of all; of one that is sick or lost why."""
+    gpu, words = each.gpu, gpus.health_words(each)
+    if gpu.health in (GpuHealth.SICK, GpuHealth.LOST):
+        # "Xid 79: lost since 13:58" is a little too long for the column.
+        return Cell(clean_line(f"⚠ {words}".replace(" since ", " ")), Severity.BAD)
     if _is_lost(gpu):
         return Cell("⚠ no answer", Severity.BAD)
     use, memory = gpu.utilisation, memory_words(gpu)
-    full = gpu.memory_total is not None and gpu.memory_used is not None and gpu.memory_used > 0.97 * gpu.memory_total
-    meaning = Severity.WARNING if full else Severity.GOOD if use else Severity.MUTED
-    return Cell(f"{marks.bar(use, BAR)} {views.ratio(use):>4} {memory:>7}", meaning)
+    filled = gpus.filled(gpu)
+    meaning = Severity.WARNING if words or (filled or 0.0) > 0.97 else Severity.GOOD if use else Severity.MUTED
+    # NVML knows no load of a GPU that is cut into instances.
+    load = f"{'MIG':<{BAR + 5}}" if gpu.mig and use is None else f"{marks.bar(use, BAR)} {views.ratio(use):>4}"
+    return Cell(f"{load} {memory:>7}{'▲' if words else ''}", meaning)
 
 
 def memory_words(gpu: Gpu) -> str:
@@ -227,18 +241,23 @@ def memory_words(gpu: Gpu) -> str:
     return f"{gpu.memory_used / 2**30:.0f}/{gpu.memory_total / 2**30:.0f}G"
 
 
-def _rest(host: HostState, found: Sequence[Gpu], gpus: int) -> Cell:
-    """The GPUs that have no room, by their busiest; and what part of the host is not well."""
-    left = found[gpus:]
-    worst = max(left, key=lambda gpu: (gpu.utilisation is None, gpu.utilisation or 0.0), default=None)
+def _rest(host: HostState, found: Sequence[Device], room: int) -> Cell:
+    """The GPUs that have no room, by the one that is worst off, else the busiest; and what else is not well."""
+    left = found[room:]
+    worst = max(left, key=_worse, default=None)
     if worst is not None:
         cell = gpu_cell(worst)
-        of = f"#{worst.index} of {len(found)}" if not gpus else f"#{worst.index} of {len(left)} more"
+        of = f"#{worst.label} of {len(found)}" if not room else f"#{worst.label} of {len(left)} more"
         return Cell(f"{cell.text} {of}", cell.severity)
     troubled = [part for part in (host.status.parts if host.status else ()) if str(part.state) not in ("ok", "absent")]
     if troubled:
         return Cell(clean_line(f"⚠ {troubled[0].name}: {troubled[0].detail or troubled[0].state}"), Severity.BAD)
-    return Cell("" if gpus or found else "no GPU", Severity.MUTED)
+    return Cell("" if room or found else "no GPU", Severity.MUTED)
+
+
+def _worse(each: Device) -> tuple[bool, bool, float]:
+    gpu = each.gpu
+    return gpu.health in (GpuHealth.SICK, GpuHealth.LOST), gpu.utilisation is None, gpu.utilisation or 0.0
 
 
 def host_symbol(host: HostState) -> str:
@@ -247,7 +266,9 @@ def host_symbol(host: HostState) -> str:
         return marks.LOST
     if host.status is None:
         return "·"
-    troubled = any(str(part.state) not in ("ok", "absent") for part in host.status.parts)
+    troubled = any(str(part.state) not in ("ok", "absent") for part in host.status.parts) or any(
+        gpu.health != GpuHealth.OK for gpu in host.status.gpus
+    )
     return marks.SYMBOLS[Severity.WARNING if troubled else Severity.GOOD]
 
 

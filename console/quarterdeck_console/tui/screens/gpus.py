@@ -1,6 +1,6 @@
-"""Every GPU of the fleet in one table, and the history of the one under the cursor.
+"""Every GPU of the fleet in one table; of the one under the cursor whose its memory is, its facts and its history.
 
-The table comes with the fleet's events. A history is asked of its host when the cursor rests on a GPU, and again
+Table and text come with the fleet's events. A history is asked of its host when the cursor rests on a GPU, and again
 every few seconds while it is looked at.
 """
 
@@ -12,19 +12,21 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Grid
+from textual.containers import Grid, Horizontal
 from textual.content import Content
 from textual.timer import Timer
 
 from quarterdeck_agent.protocol import Gpu, Sample
-from quarterdeck_console import chart
-from quarterdeck_console.gpus import METRICS, SPANS, Metric
+from quarterdeck_console import chart, gpus
+from quarterdeck_console.gpus import METRICS, SPANS, Device, Metric
 from quarterdeck_console.tui import commands, words
 from quarterdeck_console.tui import messages as m
 from quarterdeck_console.tui.context import Context
+from quarterdeck_console.tui.screens import gpus_text
 from quarterdeck_console.tui.screens.gpus_rows import COLUMNS, lines, owners_of
 from quarterdeck_console.tui.view import TargetView
 from quarterdeck_console.tui.widgets.label import Label
+from quarterdeck_console.tui.widgets.pane import Pane
 from quarterdeck_console.tui.widgets.table import Table
 from quarterdeck_console.views import Severity, span
 
@@ -32,6 +34,14 @@ REST = 0.25
 """Seconds that the cursor has to rest on a GPU before its history is asked for."""
 
 FRESH = timedelta(seconds=5)
+MINUTES = 1440
+"""A long history is asked for again when this part of its span has passed."""
+
+POINTS = 600
+"""Points of a history: more than any chart here has columns of dots."""
+
+
+SCROLL = 6
 
 
 class GpusScreen(TargetView):
@@ -43,17 +53,29 @@ class GpusScreen(TargetView):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("m", "metric", "metric", id="gpus.metric"),
         Binding("t", "span", "time span", id="gpus.span"),
+        Binding("v", "about", "about it", id="gpus.about"),
+        Binding("z", "zoom", "zoom", show=False, id="gpus.zoom"),
+        Binding("ctrl+d", "pane(1)", "Text down", show=False, id="gpus.down"),
+        Binding("ctrl+u", "pane(-1)", "Text up", show=False, id="gpus.up"),
     ]
 
     DEFAULT_CSS = """
     GpusScreen #gpus { height: 1fr; }
-    GpusScreen #charts { height: 9; grid-size: 1 1; border-top: solid $panel; padding: 0 1; }
-    GpusScreen.-medium #charts { height: 13; }
-    GpusScreen.-tall #charts { height: 22; }
+    GpusScreen #below { height: 9; }
+    GpusScreen.-medium #below { height: 17; }
+    GpusScreen.-tall #below { height: 28; }
+    GpusScreen #about { display: none; }
+    GpusScreen.-about #about { display: block; }
+    GpusScreen.-about #charts { display: none; }
+    GpusScreen.-normal #about, GpusScreen.-wide #about { display: block; }
+    GpusScreen.-normal #charts, GpusScreen.-wide #charts { display: block; }
+    GpusScreen.-normal.-about #charts, GpusScreen.-wide.-about #charts { display: none; }
+    GpusScreen.-zoomed #gpus { display: none; }
+    GpusScreen.-zoomed #below { height: 1fr; }
+    GpusScreen #charts { width: 1fr; height: 100%; grid-size: 1 1; border-top: solid $panel; padding: 0 1; }
     GpusScreen #charts > Label { height: 100%; width: 100%; text-wrap: nowrap; display: none; }
     GpusScreen #charts > .first { display: block; }
-    GpusScreen.-wide #charts { grid-size: 2 2; grid-gutter: 0 2; }
-    GpusScreen.-wide.-tall #charts { height: 26; }
+    GpusScreen.-wide #charts { width: 2fr; grid-size: 2 2; grid-gutter: 0 2; }
     GpusScreen.-wide #charts > Label { display: block; }
     """
 
@@ -67,9 +89,11 @@ class GpusScreen(TargetView):
 
     def body(self) -> ComposeResult:
         yield Table(COLUMNS, id="gpus", empty="no host has a GPU that NVML can see")
-        with Grid(id="charts"):
-            for number in range(len(METRICS)):
-                yield Label(id=f"chart-{number}", classes="first" if number == 0 else "")
+        with Horizontal(id="below"):
+            yield Pane("about")
+            with Grid(id="charts"):
+                for number in range(len(METRICS)):
+                    yield Label(id=f"chart-{number}", classes="first" if number == 0 else "")
 
     def targets(self) -> tuple[m.Target, ...]:
         found = []
@@ -77,6 +101,15 @@ class GpusScreen(TargetView):
             if host in self.fleet.hosts:
                 found += [m.Target(host, name) for name in owners_of(self.fleet.hosts[host]).get(uuid, ())]
         return tuple(dict.fromkeys(found))
+
+    def detail(self) -> Content:
+        """Why it is not well, then whose its memory is."""
+        if (found := self.found) is None:
+            return Content("")
+        host, device = found
+        words_of = gpus.health_words(device) and f"⚠ {device.gpu.health}: {device.gpu.why}   "
+        owned = " · ".join(gpus.owned(share) for share in gpus.shares(device))
+        return words.joined((f" {device.what} on {host}  ", "bold"), (words_of, gpus.severity(device.gpu)), (owned, ""))
 
     def command(self) -> str:
         found = self.targets()
@@ -90,13 +123,18 @@ class GpusScreen(TargetView):
         self._draw()
 
     @property
-    def gpu(self) -> tuple[str, Gpu] | None:
-        """The GPU under the cursor, with its host."""
+    def found(self) -> tuple[str, Device] | None:
+        """The GPU or MIG instance under the cursor, with its host."""
         key = self.query_one("#gpus", Table).cursor
         host = self.fleet.hosts.get(key[0]) if key else None
-        if key is None or host is None or host.status is None:
+        if key is None or host is None:
             return None
-        return next(((host.name, gpu) for gpu in host.status.gpus if gpu.uuid == key[1]), None)
+        return next(((host.name, each) for each in gpus.devices(host.status) if each.gpu.uuid == key[1]), None)
+
+    @property
+    def gpu(self) -> tuple[str, Gpu] | None:
+        """What the gauges of the GPU under the cursor are, with its host."""
+        return None if (found := self.found) is None else (found[0], found[1].gpu)
 
     @property
     def _shown_metrics(self) -> tuple[Metric, ...]:
@@ -110,9 +148,10 @@ class GpusScreen(TargetView):
         (host, gpu), now = found, self.context.now()
         for metric in self._shown_metrics:
             key = (host, metric.series, gpu.uuid)
-            if key not in self._asked_at or now - self._asked_at[key] >= FRESH:
+            length = SPANS[self._span]
+            if key not in self._asked_at or now - self._asked_at[key] >= max(FRESH, length / MINUTES):
                 self._asked_at[key] = now
-                self.post_message(m.WantSeries(self, host, metric.series, gpu.uuid, now - SPANS[self._span]))
+                self.post_message(m.WantSeries(self, host, metric.series, gpu.uuid, now - length, POINTS))
 
     @on(m.SeriesCame)
     def _came(self, event: m.SeriesCame) -> None:
@@ -125,27 +164,35 @@ class GpusScreen(TargetView):
         self._draw()
 
     def _draw(self) -> None:
-        found = self.gpu
+        """The text and the charts of what is under the cursor."""
+        pane, device = self.query_one("#about", Pane), self.found
+        if device is not None and pane.display:
+            host, each = device
+            known = gpus.devices(self.fleet.hosts[host].status)
+            pane.show(gpus_text.device(host, each, known, pane.size.width - 2), (host, each.gpu.uuid))
+        elif device is None:
+            pane.show(Content(""), None)
+        found = self.found
         for number in range(len(METRICS)):
             label = self.query_one(f"#chart-{number}", Label)
             shown = number < len(self._shown_metrics)
             if shown:
                 label.show(self._chart(self._shown_metrics[number], found, label))
 
-    def _chart(self, metric: Metric, found: tuple[str, Gpu] | None, label: Label) -> Content:
+    def _chart(self, metric: Metric, found: tuple[str, Device] | None, label: Label) -> Content:
         if found is None:
             return words.line("")
-        host, gpu = found
+        host, gpu = found[0], found[1].gpu
         length, now = SPANS[self._span], self.context.now()
-        title = f"{metric.title} of GPU {gpu.index} on {host}, last {span(length.total_seconds())}"
+        title = f"{metric.title} of {found[1].what} on {host}, last {span(length.total_seconds())}"
         known = self._series.get((host, metric.series, gpu.uuid))
-        head = words.line(title, "bold")
         if known is None or isinstance(known, str):
-            return words.lines([head, words.line(known or "asking …", Severity.MUTED)])
-        samples = [
-            Sample(each.at, each.value * metric.scale if each.value is not None else None) for each in known
-        ]  # fmt: skip
-        end = max([now, *(each.at for each in samples[-1:])])
+            return words.lines([words.line(title, "bold"), words.line(known or "asking …", Severity.MUTED)])
+        samples = [each for each in gpus.drawn(known, metric) if each.at >= now - length]
+        highest = gpus.highest(samples)
+        told = "" if highest is None else f"  highest {metric.unit(highest)}"
+        head = words.joined((title, "bold"), (told, Severity.MUTED))
+        end = gpus.newest((each.at for each in samples[-1:]), now)
         size = label.size.width, label.size.height - 1
         drawn = chart.draw(samples, end - length, end, size, metric.top(gpu), metric.unit)
         return words.lines([head, *(_coloured(line) for line in drawn)])
@@ -167,6 +214,28 @@ class GpusScreen(TargetView):
         if self._resting is not None:
             self._resting.stop()
         self._resting = self.set_timer(REST, self._ask)
+
+    def action_about(self) -> None:
+        """Its text in place of the charts, and back."""
+        self.toggle_class("-about")
+        self.call_after_refresh(self._again)
+
+    def action_zoom(self) -> None:
+        """Text and charts alone, and back."""
+        self.toggle_class("-zoomed")
+        (self.query_one("#about", Pane) if self.has_class("-zoomed") else self.query_one("#gpus", Table)).focus()
+        self.call_after_refresh(self._again)
+
+    def action_pane(self, direction: int) -> None:
+        self.query_one("#about", Pane).by(direction * SCROLL)
+
+    def action_back(self) -> None:
+        if self.has_class("-zoomed"):
+            self.action_zoom()
+        elif self.has_class("-about"):
+            self.action_about()
+        else:
+            super().action_back()
 
     @on(Table.Chosen)
     def _open(self, event: Table.Chosen) -> None:

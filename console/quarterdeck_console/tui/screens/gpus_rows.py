@@ -1,48 +1,60 @@
-"""Pure: every GPU of the fleet as a row."""
+"""Pure: every GPU of the fleet as a row, each followed by its MIG instances."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import partial
 
-from quarterdeck_agent.protocol import Gpu
-from quarterdeck_console import views
+from quarterdeck_agent.protocol import Gpu, GpuHealth
+from quarterdeck_console import gpus, views
 from quarterdeck_console.clean import clean_line
+from quarterdeck_console.gpus import Device, Owner
 from quarterdeck_console.state import FleetState, HostState
 from quarterdeck_console.tui import marks
 from quarterdeck_console.tui.history import History
-from quarterdeck_console.tui.widgets.table import Column, Line
+from quarterdeck_console.tui.widgets.table import Column, Later, Line
 from quarterdeck_console.views import NOTHING, Cell, Severity
 
 BAR = 8
 SPARK = 16
-HOT = 85.0
-"""°C from which a GPU is called hot: data-centre GPUs slow down at 85 to 90 (NVIDIA's board specifications)."""
 
 COLUMNS = (
-    Column("host", "HOST", 12), Column("index", "GPU", 3, number=True), Column("load", "LOAD", BAR + 5),
+    Column("host", "HOST", 12), Column("index", "GPU", 4, number=True), Column("load", "LOAD", BAR + 5),
     Column("memory", "MEMORY", BAR + 11), Column("temperature", "TEMP", 5, number=True),
-    Column("power", "POWER", 9, number=True, drop=2), Column("history", "LAST MINUTES", SPARK, drop=5),
-    Column("name", "NAME", 22, drop=4), Column("owners", "SERVES", 14, grow=True),
+    Column("power", "POWER", 9, number=True, drop=2), Column("health", "HEALTH", 8, drop=3),
+    Column("history", "LAST MINUTES", SPARK, drop=5), Column("name", "NAME", 18, drop=4),
+    Column("owners", "WHOSE MEMORY", 14, grow=True),
 )  # fmt: skip
 
+HEALTH = {GpuHealth.LOST: 0, GpuHealth.SICK: 1, GpuHealth.DEGRADED: 2, GpuHealth.OK: 4}
 
-def lines(fleet: FleetState, history: History, now: datetime) -> Iterator[Line]:
-    """One row for each GPU, in the hosts' order."""
+
+def lines(fleet: FleetState, history: History, now: datetime) -> Iterator[Later]:
+    """One row for each GPU and each MIG instance, in the hosts' order."""
     for host in fleet.hosts.values():
-        owners = owners_of(host)
-        for gpu in host.status.gpus if host.status is not None else ():
-            yield _gpu(host, gpu, owners.get(gpu.uuid, ()), history, now)
+        given = owners_of(host)
+        for device in gpus.devices(host.status):
+            owners = given.get(device.gpu.uuid, ())
+            yield Later((host.name, device.gpu.uuid), partial(_row, host, device, owners, history, now))
 
 
 def owners_of(host: HostState) -> Mapping[str, tuple[str, ...]]:
-    """The deployments whose replicas were given each GPU, by its uuid."""
+    """The deployments whose replicas were given each GPU, or hold memory on it; a GPU's also those of its instances."""
     found: dict[str, dict[str, None]] = {}
-    for deployment in host.status.deployments if host.status is not None else ():
+    status = host.status
+    for deployment in status.deployments if status is not None else ():
         for replica in deployment.replicas:
-            for gpu in replica.gpus:
-                found.setdefault(gpu, {})[deployment.name] = None
-    return {gpu: tuple(names) for gpu, names in found.items()}
+            for uuid in replica.gpus:
+                found.setdefault(uuid, {})[deployment.name] = None
+    for use in status.gpu_uses if status is not None else ():
+        for process in use.processes:
+            if process.deployment is not None:
+                found.setdefault(use.uuid, {})[process.deployment] = None
+    for gpu in status.gpus if status is not None else ():
+        if gpu.parent is not None:
+            found.setdefault(gpu.parent, {}).update(found.get(gpu.uuid, {}))
+    return {uuid: tuple(names) for uuid, names in found.items()}
 
 
 def is_lost(gpu: Gpu) -> bool:
@@ -50,35 +62,43 @@ def is_lost(gpu: Gpu) -> bool:
     return gpu.memory_total is None and gpu.utilisation is None and gpu.temperature is None
 
 
-def _gpu(host: HostState, gpu: Gpu, owners: tuple[str, ...], history: History, now: datetime) -> Line:
-    away = host.connection == "lost"
-    share = None if gpu.memory_used is None or not gpu.memory_total else gpu.memory_used / gpu.memory_total
-    hot = gpu.temperature is not None and gpu.temperature >= HOT
-    note = (2, Cell(clean_line(f"⚠ lost: {_why(host)}"), Severity.BAD)) if is_lost(gpu) else None
+def _row(host: HostState, device: Device, owners: tuple[str, ...], history: History, now: datetime) -> Line:
+    gpu, away = device.gpu, host.connection == "lost"
+    filled = gpus.filled(gpu)
+    note = (2, Cell(clean_line(f"⚠ {_why_lost(device, host)}"), Severity.BAD)) if is_lost(gpu) else None
+    name = gpus.short_name(gpu.name) if gpu.profile is None else f"MIG {gpu.profile}"
     cells = (
         Cell(f"{host.name} {'○' if away else ''}".rstrip(), Severity.BAD if away else Severity.PLAIN),
-        Cell(str(gpu.index), number=True),
+        Cell(device.label, number=True),
         Cell(f"{marks.bar(gpu.utilisation, BAR)} {views.ratio(gpu.utilisation):>4}", Severity.GOOD),
-        Cell(f"{marks.bar(share, BAR)} {_memory(gpu):>10}", _full(share)),
-        Cell(_number(gpu.temperature, "°"), Severity.WARNING if hot else Severity.PLAIN, number=True),
-        Cell(_power(gpu), number=True),
+        Cell(f"{memory_bar(device, BAR)} {gpus.memory(gpu):>10}", _full(filled)),
+        Cell(gpus.temperature(gpu), Severity.WARNING if gpus.is_hot(gpu) else Severity.PLAIN, number=True),
+        Cell(gpus.power(gpu), number=True),
+        Cell(clean_line(str(gpu.health)), gpus.severity(gpu)),
         Cell(marks.sparkline(history.last(host.name, "gpu", gpu.uuid, SPARK), SPARK)),
-        Cell(gpu.name),
-        Cell(f"unreachable for {marks.since(host.since, now)}" if away else ", ".join(owners) or NOTHING,
-             Severity.PLAIN if owners or away else Severity.MUTED),
+        Cell(clean_line(name)),
+        _away(host, now) if away else _owners(device, owners),
     )  # fmt: skip
+    whose = ", ".join(owners)
     sort = (
-        host.name, gpu.index, gpu.utilisation, share, gpu.temperature, gpu.power, None, gpu.name, ", ".join(owners),
+        host.name, (gpu.parent or gpu.uuid, device.label), gpu.utilisation, filled, gpu.temperature, gpu.power,
+        HEALTH.get(gpu.health, 3), None, gpu.name, whose,
     )  # fmt: skip
-    searched = f"{host.name} {gpu.index} {gpu.name} {gpu.uuid} {' '.join(owners)}"
+    searched = f"{host.name} {device.label} {gpu.name} {gpu.uuid} {gpu.health} {cells[9].text} {whose}"
     return Line((host.name, gpu.uuid), cells, sort, away, searched, note)
 
 
-def _why(host: HostState) -> str:
-    """What the host says of NVML."""
+def _away(host: HostState, now: datetime) -> Cell:
+    return Cell(f"unreachable for {marks.since(host.since, now)}")
+
+
+def _why_lost(device: Device, host: HostState) -> str:
+    """What is known of the reason for which a GPU tells nothing."""
+    if words := gpus.health_words(device):
+        return words
     parts = host.status.parts if host.status is not None else ()
     said = next((part.detail for part in parts if part.name == "nvml" and part.detail), "")
-    return said or "NVML tells nothing about it"
+    return f"no answer: {said or 'NVML tells nothing about it'}"
 
 
 def _full(share: float | None) -> Severity:
@@ -87,17 +107,47 @@ def _full(share: float | None) -> Severity:
     return Severity.WARNING if share >= 0.95 else Severity.BUSY
 
 
-def _memory(gpu: Gpu) -> str:
-    if gpu.memory_used is None or gpu.memory_total is None:
-        return NOTHING
-    return f"{gpu.memory_used / 2**30:.0f}/{gpu.memory_total / 2**30:.0f} GiB"
+# --- whose memory it is ----------------------------------------------------------------------------------------------
+
+FILLS = {Owner.DEPLOYMENT: "█", Owner.UNMANAGED: "▓", Owner.UNEXPLAINED: "▒", Owner.DRIVER: "▒", Owner.FREE: "░"}
+"""How each owner's memory is drawn, so that a bar reads without colour."""
 
 
-def _number(value: float | None, unit: str) -> str:
-    return NOTHING if value is None else f"{value:.0f}{unit}"
+def memory_bar(device: Device, width: int) -> str:
+    """Used memory as a bar, by owner where that is known: deployments full, unmanaged lighter, unexplained lightest."""
+    total = device.gpu.memory_total
+    if device.use is None or not total:
+        return marks.bar(gpus.filled(device.gpu), width)
+    by_owner: dict[Owner, int] = {}
+    for share in gpus.shares(device):
+        by_owner[share.owner] = by_owner.get(share.owner, 0) + (share.memory or 0)
+    drawn = [(FILLS[owner], by_owner.get(owner, 0) / total) for owner in gpus.CLAIMED]
+    return marks.parts(drawn, width)
 
 
-def _power(gpu: Gpu) -> str:
-    if gpu.power is None:
-        return NOTHING
-    return f"{gpu.power:.0f} W" if gpu.power_limit is None else f"{gpu.power:.0f}/{gpu.power_limit:.0f}W"
+def _owners(device: Device, owners: tuple[str, ...]) -> Cell:
+    """The worst first: what is wrong with it, then whose its memory is."""
+    words = gpus.health_words(device)
+    parts = [f"⚠ {words}"] if words else []
+    if device.gpu.mig:
+        parts.append("MIG" + (f": {', '.join(owners)}" if owners else ""))
+    else:
+        parts += _whose(device, owners)
+    meaning = gpus.severity(device.gpu) if words else Severity.PLAIN if parts else Severity.MUTED
+    return Cell(clean_line(" · ".join(parts)) or NOTHING, meaning)
+
+
+def _whose(device: Device, owners: tuple[str, ...]) -> list[str]:
+    """`llama-chat 56G`, `unmanaged 3.3G`, `unexplained 1.7G`; a deployment that holds nothing yet by its name."""
+    held: dict[str, int] = {}
+    for process in device.use.processes if device.use is not None else ():
+        name = process.deployment if process.replica is not None and process.deployment else Owner.UNMANAGED.value
+        held[name] = held.get(name, 0) + (process.memory or 0)
+    unmanaged = held.pop(Owner.UNMANAGED.value, None)
+    told = [f"{name} {gpus.gib(memory)}G" for name, memory in held.items()]
+    told += [name for name in owners if name not in held]
+    if unmanaged is not None:
+        told.append(f"unmanaged {gpus.gib(unmanaged)}G")
+    if device.use is not None and device.use.unexplained:
+        told.append(f"unexplained {gpus.gib(device.use.unexplained)}G")
+    return told

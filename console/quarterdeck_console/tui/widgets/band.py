@@ -5,6 +5,7 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
+from quarterdeck_console import gpus
 from quarterdeck_console.state import FleetState
 from quarterdeck_console.tui import words
 from quarterdeck_console.tui.context import Context
@@ -75,10 +76,10 @@ class Band(Vertical):
 
 def _counts(fleet: FleetState, wide: bool) -> list[tuple[str, str | Severity]]:
     known = [host.status for host in fleet.hosts.values() if host.status is not None]
-    gpus, deployments = sum(len(each.gpus) for each in known), sum(len(each.deployments) for each in known)
+    cards, deployments = sum(len(gpus.whole(each.gpus)) for each in known), sum(len(each.deployments) for each in known)
     if not wide:
         return [(f"{count(len(fleet.hosts), 'host')}  ", "")]
-    return [(f"{count(len(fleet.hosts), 'host')} · {count(gpus, 'GPU')} · {count(deployments, 'deployment')}   ", "")]
+    return [(f"{count(len(fleet.hosts), 'host')} · {count(cards, 'GPU')} · {count(deployments, 'deployment')}   ", "")]
 
 
 def _troubles(fleet: FleetState) -> list[tuple[str, str | Severity]]:
