@@ -68,7 +68,8 @@ class Ran:
 class Agent:
     """One host. `settings` are QUARTERDECK_* variables, without the prefix and in lower case.
 
-    `wrapper` is a command that ends by executing the one behind it.
+    `wrapper` is a command that ends by executing the one behind it. `variables` are put into its environment as they
+    are.
     """
 
     folder: Path
@@ -77,6 +78,7 @@ class Agent:
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
     wrapper: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def run_folder(self) -> Path:
@@ -126,7 +128,8 @@ class Agent:
         }
         kept = {key: value for key, value in os.environ.items() if not key.startswith("QUARTERDECK_")}
         path = os.pathsep.join((str(ROOT / "agent"), str(ROOT / "console"), str(ROOT)))
-        return kept | {"PYTHONPATH": path} | {f"QUARTERDECK_{key.upper()}": value for key, value in own.items()}
+        named = kept | {"PYTHONPATH": path} | dict(self.variables)
+        return named | {f"QUARTERDECK_{key.upper()}": value for key, value in own.items()}
 
     def answers(self) -> bool:
         if self.process is not None and self.process.poll() is not None:

@@ -199,7 +199,8 @@ class Fault:
 class Machine:
     """All that NVML can tell. A new `generation` is a driver that was loaded again: nvmlInit must be called anew.
 
-    GPUs that come are seen after the next nvmlInit only; one that goes is "lost" until then.
+    GPUs that come are seen after the next nvmlInit only; one that goes is "lost" until then. A `busy` machine's use,
+    power, temperature and clocks are a little more than what is written, other ones every second.
     """
 
     gpus: tuple[FakeGpu, ...] = (FakeGpu(),)
@@ -208,6 +209,7 @@ class Machine:
     nvml: str = "12.550.127.05"
     loaded: Literal["yes", "absent", "mismatch"] = "yes"
     generation: int = 1
+    busy: bool = False
     faults: tuple[Fault, ...] = ()
 
     def changed(self, gpu: int, **values: Any) -> Machine:
@@ -262,6 +264,7 @@ def completed(machine: Machine) -> tuple[FakeGpu, ...]:
 def written(machine: Machine) -> str:
     """The file's text: `key value` a line, as fake_nvml.c reads it."""
     lines = [f"{key} {getattr(machine, key)}" for key in ("driver", "cuda", "nvml", "loaded", "generation")]
+    lines.append(f"busy {int(machine.busy)}")
     for fault in machine.faults:
         place = -1 if fault.gpu is None else fault.gpu
         lines.append(f"fault {fault.function} {place} {fault.code} {fault.seconds:g}")

@@ -3,7 +3,8 @@
  * The file is named by fakeNvmlUse() or, before the first call, by the environment variable QUARTERDECK_FAKE_NVML. It is
  * read again whenever it was replaced. Its lines are `key value`; `gpu UUID` begins a GPU and `mig UUID` a MIG instance
  * of the GPU before it, and the keys after it are that device's. A number that is not there is a figure that the device
- * does not tell: the function gives "Not Supported". Layouts and meanings are those of nvml.h as pynvml declares them.
+ * does not tell: the function gives "Not Supported". With `busy 1` the figures that follow the load are other ones every
+ * second. Layouts and meanings are those of nvml.h as pynvml declares them.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -78,7 +79,7 @@ struct fault { char function[80]; int device, code; double seconds; };
 
 struct machine {
     char driver[80], nvml[80], loaded[16];
-    int cuda, devices, processes, events, faults;
+    int cuda, busy, devices, processes, events, faults;
     long long generation;
     struct device device[MOST_DEVICES];
     struct process process[MOST_PROCESSES];
@@ -180,6 +181,8 @@ static void parse_line(struct machine *m, char *line)
         copied(m->loaded, sizeof m->loaded, value);
     else if (!strcmp(line, "cuda"))
         m->cuda = atoi(value);
+    else if (!strcmp(line, "busy"))
+        m->busy = atoi(value);
     else if (!strcmp(line, "generation"))
         m->generation = atoll(value);
     else if (!strcmp(line, "fault") && m->faults < MOST_FAULTS) {
@@ -347,6 +350,15 @@ static Return begin(const char *function, int needs_handle, Handle handle, struc
         if (code_)                                          \
             return code_;                                   \
     } while (0)
+
+/* A value that follows the load: up to `by` more, another one every second, where the machine is said to be busy. */
+static long long moved(const struct device *d, long long value, int by)
+{
+    if (!machine->busy || value == ABSENT)
+        return value;
+    unsigned long long mixed = ((ulong64)time(NULL) * 64 + (ulong64)(d - machine->device)) * 0x9E3779B97F4A7C15ull;
+    return value + (long long)(mixed >> 33) % by;
+}
 
 #define NEEDS(field)                                        \
     do {                                                    \
@@ -621,7 +633,6 @@ EXPORT Return nvmlDeviceGetBAR1MemoryInfo(Handle handle, struct memory *to)
     }
 
 ONE(nvmlDeviceGetMinorNumber, uint, minor)
-ONE(nvmlDeviceGetPowerUsage, uint, power)
 ONE(nvmlDeviceGetEnforcedPowerLimit, uint, power_limit)
 ONE(nvmlDeviceGetPowerManagementLimit, uint, power_limit)
 ONE(nvmlDeviceGetPowerManagementDefaultLimit, uint, power_limit_default)
@@ -655,6 +666,14 @@ TWO(nvmlDeviceGetEccMode, uint, ecc, ecc_pending)
 TWO(nvmlDeviceGetMigMode, uint, mig_mode, mig_pending)
 TWO(nvmlDeviceGetCudaComputeCapability, int, capability_major, capability_minor)
 
+EXPORT Return nvmlDeviceGetPowerUsage(Handle handle, uint *to)
+{
+    DEVICE(handle);
+    NEEDS(d->power);
+    *to = (uint)moved(d, d->power, 50000);
+    return done(SUCCESS);
+}
+
 EXPORT Return nvmlDeviceGetFanSpeed_v2(Handle handle, uint number, uint *to)
 {
     DEVICE(handle);
@@ -671,8 +690,8 @@ EXPORT Return nvmlDeviceGetUtilizationRates(Handle handle, struct rates *to)
 {
     DEVICE(handle);
     NEEDS(d->utilisation_gpu);
-    to->gpu = (uint)d->utilisation_gpu;
-    to->memory = d->utilisation_memory == ABSENT ? 0 : (uint)d->utilisation_memory;
+    to->gpu = (uint)moved(d, d->utilisation_gpu, 20);
+    to->memory = d->utilisation_memory == ABSENT ? 0 : (uint)moved(d, d->utilisation_memory, 10);
     return done(SUCCESS);
 }
 
@@ -695,7 +714,7 @@ EXPORT Return nvmlDeviceGetTemperature(Handle handle, uint sensor, uint *to)
     if (sensor != 0)
         return done(INVALID_ARGUMENT);
     NEEDS(d->temperature);
-    *to = (uint)d->temperature;
+    *to = (uint)moved(d, d->temperature, 3);
     return done(SUCCESS);
 }
 
@@ -709,7 +728,7 @@ EXPORT Return nvmlDeviceGetTemperatureV(Handle handle, struct temperature *to)
     if (to->sensor != 0)
         return done(INVALID_ARGUMENT);
     NEEDS(d->temperature);
-    to->temperature = (int)d->temperature;
+    to->temperature = (int)moved(d, d->temperature, 3);
     return done(SUCCESS);
 }
 
@@ -737,7 +756,7 @@ static Return clock_of(uint type, const long long of[4], uint *to)
 EXPORT Return nvmlDeviceGetClockInfo(Handle handle, uint type, uint *to)
 {
     DEVICE(handle);
-    return clock_of(type, (long long[]){d->clock_graphics, d->clock_sm, d->clock_memory, d->clock_video}, to);
+    return clock_of(type, (long long[]){moved(d, d->clock_graphics, 60), d->clock_sm, d->clock_memory, d->clock_video}, to);
 }
 
 EXPORT Return nvmlDeviceGetMaxClockInfo(Handle handle, uint type, uint *to)
@@ -1000,7 +1019,7 @@ EXPORT Return nvmlDeviceGetProcessUtilization(Handle handle, struct sample *to, 
         if (p->device != self)
             continue;
         if (to && there < room)
-            to[there] = (struct sample){p->pid, time, p->sm, p->mem, p->enc, p->dec};
+            to[there] = (struct sample){p->pid, time, (uint)moved(d, p->sm, 20), p->mem, p->enc, p->dec};
         there++;
     }
     *count = there;

@@ -179,6 +179,19 @@ def test_a_change_of_the_file_is_seen_by_the_next_call(fake_nvml: FakeNvml) -> N
         assert pynvml.nvmlDeviceGetTemperature(handle, 0) == degrees
 
 
+def test_a_busy_machine_has_other_figures_every_second(fake_nvml: FakeNvml) -> None:
+    fake_nvml.write(Machine(busy=True))
+    handle = first()
+    seen: set[int] = set()
+    ends = time.monotonic() + 10
+    while len(seen) < 2 and time.monotonic() < ends:
+        seen.add(pynvml.nvmlDeviceGetPowerUsage(handle))
+        time.sleep(0.05)
+    assert len(seen) == 2
+    assert all(71_230 <= power < 121_230 for power in seen)
+    assert pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2).used == 4 * MIB
+
+
 def test_nvlinks_tell_their_peer(fake_nvml: FakeNvml) -> None:
     links = (FakeLink(0, bus_of(1)), FakeLink(1, bus_of(1), active=False), FakeLink(2, "00000000:C1:00.0", type=2))
     fake_nvml.write(Machine(gpus=(FakeGpu(links=links), FakeGpu())))
