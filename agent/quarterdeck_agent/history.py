@@ -59,6 +59,7 @@ class Minutes:
         self._writer: threading.Thread | None = None
         self._file: HistoryFile | None = None
         self._trouble = ""
+        self._suspect = False
 
     @property
     def trouble(self) -> str:
@@ -94,7 +95,7 @@ class Minutes:
         try:
             return historyfile.read(self.path, key, first, last)
         except (sqlite3.Error, OSError) as error:
-            log.warning("the history %s cannot be read: %s", self.path, error)
+            self._unread(error)
             return None
 
     def names(self) -> frozenset[Key]:
@@ -103,7 +104,7 @@ class Minutes:
         try:
             return frozenset(historyfile.names(self.path)) | waiting
         except (sqlite3.Error, OSError) as error:
-            log.warning("the history %s cannot be read: %s", self.path, error)
+            self._unread(error)
             return frozenset(waiting)
 
     def close(self) -> None:
@@ -123,6 +124,11 @@ class Minutes:
         """Wait until what is being written is written."""
         if self._writer is not None:
             self._writer.join(deadline)
+
+    def _unread(self, error: sqlite3.Error | OSError) -> None:
+        if not self._suspect:
+            log.warning("the history %s cannot be read: %s", self.path, error)
+        self._suspect = True
 
     # --- writing -----------------------------------------------------------------------------------------------
 
@@ -179,8 +185,12 @@ class Minutes:
             self._keep_in_file(minutes)
 
     def _keep_in_file(self, minutes: tuple[Minute, ...]) -> None:
+        if self._file is not None and (self._suspect or not self._file.in_place):
+            self._file.close()
+            self._file = None
         if self._file is None:
             self._file = HistoryFile(self.path)
+            self._suspect = False
         newest = max((minute.number for minute in minutes), default=0)
         try:
             self._file.keep(minutes, since=newest // 60 - self.days * 24, size=self._size)

@@ -36,12 +36,14 @@ FIND = """
 WITH RECURSIVE span (hour) AS (VALUES (:first) UNION ALL SELECT hour + 1 FROM span WHERE hour < :last)
 SELECT span.hour, hours.points
 FROM series CROSS JOIN span CROSS JOIN hours ON hours.hour = span.hour AND hours.series = series.id
-WHERE series.name = :name AND series.key = :key
+WHERE series.name = :name AND series.key = :key AND length(hours.points) = :length
 """
 KEEP = """
 INSERT INTO hours (hour, series, points) VALUES (?, ?, ?)
 ON CONFLICT (hour, series) DO UPDATE SET points = excluded.points
 """
+
+OF_HOUR = "SELECT series, points FROM hours WHERE hour = ? AND length(points) = ?"
 
 _PAIR = struct.Struct("<ff")
 _EMPTY = _PAIR.pack(math.nan, math.nan) * MINUTES_AN_HOUR
@@ -68,13 +70,18 @@ class HistoryFile:
     def __init__(self, path: Path) -> None:
         """Open `path`, or make it. Raises `Unreadable` where it cannot be gone on with."""
         path.touch(mode=0o600)
-        self._path = path
+        self._path, self._inode = path, path.stat().st_ino
         self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
         try:
             self._prepare()
         except BaseException:
             self._db.close()
             raise
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file is still there under its name: nobody finds what is written to one that was removed."""
+        return self._path.exists() and self._path.stat().st_ino == self._inode
 
     def close(self) -> None:
         self._db.close()
@@ -117,7 +124,7 @@ class HistoryFile:
         """Write one minute; tells whether it is the first of its hour."""
         hour, place = divmod(minute.number, MINUTES_AN_HOUR)
         ids = self._ids(minute.points)
-        kept = dict(self._db.execute("SELECT series, points FROM hours WHERE hour = ?", (hour,)))
+        kept = dict(self._db.execute(OF_HOUR, (hour, len(_EMPTY))))
         rows = []
         for key, point in minute.points.items():
             points = bytearray(kept.get(ids[key], _EMPTY))
@@ -142,12 +149,12 @@ class HistoryFile:
             self._drop(min(since, oldest + HOURS_A_DAY))
 
     def _drop_surplus(self, size: int) -> None:
-        """Drop days, the oldest first, and of the last day hours; the newest hour stays."""
+        """Drop days, the oldest first, and of the last two days hours; the newest hour stays."""
         while self._used() > size:
             oldest, newest = self._db.execute("SELECT min(hour), max(hour) FROM hours").fetchone()
             if oldest is None or oldest == newest:
                 return
-            self._drop(oldest + (HOURS_A_DAY if oldest + HOURS_A_DAY <= newest else 1))
+            self._drop(oldest + (HOURS_A_DAY if oldest + 2 * HOURS_A_DAY <= newest else 1))
 
     def _drop(self, before: int) -> None:
         self._db.execute("DELETE FROM hours WHERE hour < ?", (before,))
@@ -157,7 +164,8 @@ class HistoryFile:
         """Shrink the file where much of it is unused. A little is left: the next hours take it."""
         unused = self._number("PRAGMA freelist_count")
         if unused > max(256, self._number("PRAGMA page_count") // 4):
-            self._db.execute(f"PRAGMA incremental_vacuum({unused})").fetchall()
+            # As a script: `execute` would take one step of it, which is one page.
+            self._db.executescript(f"PRAGMA incremental_vacuum({unused})")
 
     def _used(self) -> int:
         pages = self._number("PRAGMA page_count") - self._number("PRAGMA freelist_count")
@@ -175,8 +183,9 @@ def read(path: Path, key: Key, first: int, last: int) -> dict[int, Point] | None
     with _reader(path) as db:
         if not db.execute("SELECT 1 FROM series WHERE name = ? AND key = ?", key).fetchone():
             return None
-        hours = {"first": first // MINUTES_AN_HOUR, "last": last // MINUTES_AN_HOUR, "name": key[0], "key": key[1]}
-        for hour, points in db.execute(FIND, hours):
+        hours = {"first": first // MINUTES_AN_HOUR, "last": last // MINUTES_AN_HOUR}
+        wanted = {"name": key[0], "key": key[1], "length": len(_EMPTY), **hours}
+        for hour, points in db.execute(FIND, wanted):
             for number, (mean, peak) in enumerate(_PAIR.iter_unpack(points), hour * MINUTES_AN_HOUR):
                 if mean == mean and first <= number <= last:  # not NaN
                     found[number] = mean, peak
