@@ -12,7 +12,7 @@ import os
 import platform
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from quarterdeck_agent.drivers import probe
 from quarterdeck_agent.drivers.base import Engine, Found, RoutingResources
 from quarterdeck_agent.drivers.cgroup import CgroupReader
 from quarterdeck_agent.drivers.docker import DockerEngine
+from quarterdeck_agent.drivers.docker_inside import InsideLook
 from quarterdeck_agent.drivers.docker_logs import DockerLogCollector
 from quarterdeck_agent.drivers.envoy import EnvoyGateway
 from quarterdeck_agent.drivers.envoy_process import find_binary
@@ -45,6 +46,7 @@ from quarterdeck_agent.drivers.processes import ProcessReader
 from quarterdeck_agent.drivers.simulated import SimulatedEngine
 from quarterdeck_agent.errors import AgentError, GatewayError
 from quarterdeck_agent.gauges import Gauges
+from quarterdeck_agent.gpu_probe import GpuProbe
 from quarterdeck_agent.gpu_records import GpuRecords
 from quarterdeck_agent.gpu_sampler import GpuSampler, GpuSources
 from quarterdeck_agent.handover import Capacity
@@ -163,6 +165,7 @@ class Host:
                 ("sampler", self.sampler.run),
                 ("GPU sampler", self.gpus.run),
                 ("housekeeper", self._housekeeper().run),
+                *self._gpu_probe(),
             )
         ]
         await self._first_look()
@@ -258,6 +261,14 @@ class Host:
         )
         interval = self._settings.sample_interval
         return Sampler(self.board, sources, self._clock, interval=interval, gauges=self.gauges)
+
+    def _gpu_probe(self) -> tuple[tuple[str, Callable[[], Coroutine[Any, Any, None]]], ...]:
+        """Only containers can lose their GPUs while the host has them."""
+        if not isinstance(self.engine, DockerEngine):
+            return ()
+        inside = InsideLook(self._settings.docker_url)
+        probing = GpuProbe(lambda found: inside.gpu_lost(found.handle), self.observer.found, self.observer.gpu_lost)
+        return (("GPU probe", probing.run),)
 
     def _performer(self) -> Performer:
         return Performer(

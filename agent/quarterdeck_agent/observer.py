@@ -16,7 +16,7 @@ from quarterdeck_agent.drivers.base import Engine, Found, Gateway, GatewaySeen, 
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.performing import Verdict
 from quarterdeck_agent.placement import Place, Sight
-from quarterdeck_agent.protocol import Gpu, Part, PartState
+from quarterdeck_agent.protocol import Gpu, GpuHealth, Part, PartState
 from quarterdeck_agent.routing import Route
 from quarterdeck_agent.seen import Seen, SeenReplica
 
@@ -32,6 +32,9 @@ LIST_INTERVAL = 1.0
 GATEWAY_INTERVAL = 1.0
 GATEWAY_BUSY_INTERVAL = 0.1
 PLACES_KEPT, BODIES_KEPT = 64, 256
+
+LOST_FOR = 30.0
+"""Seconds after which replicas leave a GPU that is lost: one that did not answer for a moment comes back."""
 
 
 Probe = Callable[[tuple[str, int], str, float], Awaitable[Verdict]]
@@ -83,6 +86,7 @@ class Observer:
         self._edits = 0
         self._staged: dict[str, float] = {}
         self._left: dict[str, tuple[Place, ...]] = {}
+        self._lost: dict[str, float] = {}
         self._gateway_seen: GatewaySeen | None = None
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._look = asyncio.Event()
@@ -121,7 +125,17 @@ class Observer:
             gpu_trouble=sight.trouble,
             left=dict(self._left),
             staged_since=dict(self._staged),
+            unfit=self._unfit(sight),
         )
+
+    def _unfit(self, sight: Sight) -> frozenset[str]:
+        """The devices that replicas are to leave. Nothing is to be left on the word of a driver in trouble."""
+        if sight.trouble:
+            return frozenset()
+        now = self._clock.now()
+        self._lost = {g.uuid: self._lost.get(g.uuid, now) for g in sight.gpus if g.health is GpuHealth.LOST}
+        sick = {gpu.uuid for gpu in sight.gpus if gpu.health is GpuHealth.SICK}
+        return frozenset(sick | {uuid for uuid, since in self._lost.items() if now - since >= LOST_FOR})
 
     def found(self) -> tuple[Found, ...]:
         """The replicas as the engine last told."""
@@ -141,6 +155,13 @@ class Observer:
     def gone(self, found: Found) -> None:
         self._edits += 1
         self._drop(found.id)
+
+    def gpu_lost(self, found: Found, why: str) -> None:
+        """What a replica said inside of its GPUs: why they are lost, or nothing."""
+        known = self._replicas.get(found.id)
+        if known is not None and known.found.handle == found.handle and known.gpu_lost != why:
+            self._replicas[found.id] = replace(known, gpu_lost=why)
+            self._changed()
 
     def staged(self, version: str) -> None:
         self._staged.setdefault(version, self._clock.now())

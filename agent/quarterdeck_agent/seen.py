@@ -18,6 +18,7 @@ class SeenReplica:
     before this agent adopted it. `unrouted_since` is when the gateway confirmed that it sends nothing new here;
     `None` while it may.
     `requests` are those in flight with it, `None` when the gateway cannot tell.
+    `gpu_lost` is what it said inside when it had lost its GPUs, empty while it has not.
     """
 
     found: Found
@@ -29,6 +30,7 @@ class SeenReplica:
     routed: bool = False
     unrouted_since: float | None = None
     requests: int | None = None
+    gpu_lost: str = ""
 
     @property
     def running(self) -> bool:
@@ -43,7 +45,8 @@ class Seen:
     get there. `memory_available` is what the host could still give, `gateway` is `None` while it does not answer.
     `gpu_trouble` says why the GPUs cannot be trusted to be as they were last seen, and is empty while they can.
     `promised` are claims of replicas that are being started right now, or are kept for somebody. `left` are, by body,
-    the places of replicas that went away, the last one first.
+    the places of replicas that went away, the last one first. `unfit` are the devices that replicas are to leave: they
+    are sick, or have been lost for a while.
     """
 
     boot_id: str
@@ -61,6 +64,7 @@ class Seen:
     promised: tuple[Claim, ...] = ()
     left: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     staged_since: Mapping[str, float] = field(default_factory=dict)
+    unfit: frozenset[str] = frozenset()
 
     @property
     def sight(self) -> Sight:

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import pytest
 
-from quarterdeck_agent.clock import SystemClock
+from quarterdeck_agent.clock import Clock, SystemClock
 from quarterdeck_agent.drivers.base import Engine, Found, Gateway, GatewaySeen, Inventory, Life, RoutingResources
 from quarterdeck_agent.drivers.probe import ProbeResult
 from quarterdeck_agent.errors import EngineUnresponsive, GatewayError, NotFound
 from quarterdeck_agent.observer import Memory, Observer
 from quarterdeck_agent.placement import Sight
-from quarterdeck_agent.protocol import PartState
+from quarterdeck_agent.protocol import Gpu, GpuHealth, PartState
 from quarterdeck_agent.routing import Route, Target
 from quarterdeck_agent.seen import SeenReplica
 from tests.agent.plan.world import found
@@ -36,6 +37,8 @@ class Host:
     changes: int = 0
     probing: asyncio.Event = field(default_factory=asyncio.Event)
     name: str = "pretended"
+    sight: Sight = field(default_factory=Sight)
+    clock: Clock = field(default_factory=SystemClock)
 
     async def version(self) -> str:
         return "1"
@@ -78,11 +81,11 @@ class Host:
         return Observer(
             engine,
             gateway,
-            SystemClock(),
+            self.clock,
             self.probe,
             self.health_path,
             lambda: Memory(100, 50),
-            Sight,
+            lambda: self.sight,
             self.changed,
             interval=0.02,
             deadline=1.0,
@@ -312,3 +315,61 @@ def test_ending_the_observer_is_never_lost_on_a_look_that_was_just_asked_for(tur
         assert done
 
     asyncio.run(check())
+
+
+class Hands:
+    """A clock that a test turns."""
+
+    boot_id = "boot"
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def wall(self) -> datetime:
+        return datetime(2026, 11, 23, tzinfo=UTC)
+
+
+def test_replicas_are_to_leave_a_sick_gpu_at_once_and_a_lost_one_after_a_while() -> None:
+    clock = Hands()
+    host = Host(clock=clock)
+    observer = host.observer()
+    sick, lost, well = (
+        Gpu(n, f"GPU-{n}", "H", health=GpuHealth(h)) for n, h in enumerate(("sick", "lost", "degraded"))
+    )
+    host.sight = Sight((sick, lost, well))
+    assert observer.seen().unfit == {"GPU-0"}
+    clock.seconds += 40
+    assert observer.seen().unfit == {"GPU-0", "GPU-1"}
+    host.sight = Sight((sick, replace(lost, health=GpuHealth.OK), well))
+    assert observer.seen().unfit == {"GPU-0"}
+    host.sight = Sight((sick, lost, well))
+    clock.seconds += 20
+    assert observer.seen().unfit == {"GPU-0"}
+
+
+def test_nothing_leaves_a_gpu_on_the_word_of_a_driver_in_trouble() -> None:
+    host = Host(sight=Sight((Gpu(0, "GPU-0", "H", health=GpuHealth.SICK),), trouble="NVML does not answer"))
+    assert host.observer().seen().unfit == frozenset()
+
+
+def test_what_a_replica_said_of_its_gpus_lasts_as_long_as_its_container() -> None:
+    async def whole() -> None:
+        host = Host(replicas={"a": found("a", "body")})
+        async with observing(host) as observer:
+            await until(observer.found, "the list")
+            changes = host.changes
+            observer.gpu_lost(host.replicas["a"], "Unknown Error")
+            assert [r.gpu_lost for r in observer.seen().replicas] == ["Unknown Error"]
+            assert host.changes == changes + 1
+            observer.gpu_lost(host.replicas["a"], "Unknown Error")
+            assert host.changes == changes + 1
+            observer.gpu_lost(replace(host.replicas["a"], handle="older"), "")
+            assert [r.gpu_lost for r in observer.seen().replicas] == ["Unknown Error"]
+            host.replicas["a"] = replace(host.replicas["a"], handle="another")
+            observer.look()
+            await until(lambda: observer.seen().replicas[0].gpu_lost == "", "the new container")
+
+    asyncio.run(whole())
