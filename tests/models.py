@@ -35,6 +35,7 @@ CACHE = Path(os.environ.get("QUARTERDECK_TEST_CACHE") or Path(tempfile.gettempdi
 #   flood=N                prints N lines before it listens
 #   ignore_term            does not end on SIGTERM
 #   fail                   every predict answers 500
+#   child                  has a child in a session of its own for as long as it lives; GET /pid tells its number too
 # Paths: GET /health, POST /predict (echoes), GET /stream?chunks=N&every=S (server-sent events), POST /sleep?seconds=S,
 # POST /crash, GET /pid, GET /env?name=X.
 SERVER = """
@@ -46,6 +47,7 @@ MODE = dict(part.partition("=")[::2] for part in os.environ.get("MODE", "").spli
 ANSWER = json.loads(os.environ.get("ANSWER", "null"))
 VERSION = os.environ.get("MODEL_VERSION", "")
 BEGAN = time.monotonic()
+CHILD = None
 count = 0
 lock = threading.Lock()
 
@@ -75,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/stream":
             self.stream(int(self.query("chunks", "10")), float(self.query("every", "0.1")))
         elif path == "/pid":
-            self.send(200, {"pid": os.getpid(), "version": VERSION})
+            self.send(200, {"pid": os.getpid(), "version": VERSION, "child": CHILD})
         elif path == "/env":
             self.send(200, {"value": os.environ.get(self.query("name", ""))})
         else:
@@ -125,6 +127,14 @@ class Server(ThreadingHTTPServer):
 if "exit" in MODE:
     print("exiting as asked with " + MODE["exit"], file=sys.stderr, flush=True)
     sys.exit(int(MODE["exit"]))
+if "child" in MODE:
+    CHILD = os.fork()
+    if CHILD == 0:
+        os.setsid()
+        parent = os.getppid()
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        os._exit(0)
 if "allocate" in MODE:
     held = bytearray(int(MODE["allocate"]) << 20)
     held[::4096] = b"x" * len(held[::4096])
