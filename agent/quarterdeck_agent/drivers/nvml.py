@@ -1,133 +1,135 @@
-"""Reads NVIDIA GPUs through NVML, in a thread of its own and with a deadline: a driver may hang or lose a GPU.
+"""Reads NVIDIA GPUs through NVML, off the event loop and with a deadline: a driver may hang, lose a GPU or be reloaded.
 
-What NVML cannot tell is `None` in a gauge; that there is no NVML, or that it does not answer, is a state and never an
-error. Nothing here changes a setting of a GPU.
+What NVML cannot tell is `None`; that there is no NVML, or that it does not answer, is a state and never an error.
+Nothing here changes a setting of a GPU.
+
+One thread reads all GPUs. When a call about one GPU hangs, that thread is left behind with it and another one reads the
+rest: no second call about a GPU is begun while the first has not come back. When the second thread hangs as well, it
+is the driver that hangs, and nothing is begun until one of them comes back.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from itertools import chain
+from time import monotonic
 from typing import Any
 
+from quarterdeck_agent.clock import Clock, SystemClock
+from quarterdeck_agent.drivers.nvml_device import Device, DeviceSeen, without_gauges
+from quarterdeck_agent.drivers.nvml_events import WAIT
+from quarterdeck_agent.drivers.nvml_gpus import LOST_RETRY, RENEW, RETRY, Gpus, Turn
+from quarterdeck_agent.drivers.nvml_lane import Lane, finished
+from quarterdeck_agent.drivers.nvml_library import gpu_nodes
 from quarterdeck_agent.drivers.nvml_seen import NvmlEvent, NvmlProcess, NvmlSeen
-from quarterdeck_agent.protocol import Gpu, PartState
+from quarterdeck_agent.protocol import GpuHealth, PartState
 
 DEADLINE = 5.0
 NAME = "nvml"
+
+STUCK = 2
+"""As many threads may hang before it is the driver that hangs, and not a GPU."""
 
 __all__ = ["NAME", "NvmlEvent", "NvmlProcess", "NvmlReader", "NvmlSeen"]
 
 
 class NvmlReader:
-    """Asks NVML. While a call hangs, no second one is begun; it is tried again once the first has come back."""
+    """Asks NVML. `library` stands in for pynvml, `nodes` for what the kernel shows of its GPUs.
 
-    def __init__(self, library: Any = None, deadline: float = DEADLINE) -> None:
-        self._library = library
+    Each reading returns within `deadline` seconds, and at once while nothing can be asked. Call `read` from one task.
+    """
+
+    def __init__(
+        self,
+        library: Any = None,
+        deadline: float = DEADLINE,
+        *,
+        clock: Clock | None = None,
+        nodes: Callable[[], object] = gpu_nodes,
+        retry: float = RETRY,
+        lost_retry: float = LOST_RETRY,
+        renew: float = RENEW,
+        event_wait: float = WAIT,
+    ) -> None:
         self._deadline = deadline
-        self._hanging: Future[NvmlSeen] | None = None
-        self._ready = False
-        self._last: tuple[Gpu, ...] = ()
-
-    def close(self) -> None:
-        """Nothing is asked after this; a call that hangs is left to its thread."""
+        self._gpus = Gpus(
+            library,
+            clock or SystemClock(),
+            nodes,
+            retry=retry,
+            lost_retry=lost_retry,
+            renew=renew,
+            event_wait=event_wait,
+        )
+        self._lane = Lane(NAME)
+        self._asked: tuple[Turn, Future[None]] | None = None
+        self._stuck: dict[Device, tuple[Lane, Future[None]]] = {}
 
     async def read(self) -> NvmlSeen:
-        """The GPUs now, or the state that keeps NVML from telling them; returns within the deadline."""
-        call, self._hanging = self._hanging, None
-        if call is None:
-            call = self._begin()
-        elif not call.done():
-            self._hanging = call
+        """What NVML tells now, or the state that keeps it from telling."""
+        self._stuck = {device: (lane, done) for device, (lane, done) in self._stuck.items() if not done.done()}
+        if len(self._stuck) >= STUCK:
             return self._unresponsive()
-        try:
-            async with asyncio.timeout(self._deadline):
-                return await asyncio.shield(asyncio.wrap_future(call))
-        except TimeoutError:
-            self._hanging = call
+        within = 0.0
+        if self._asked is None:
+            turn, within = Turn(frozenset(self._stuck)), self._deadline
+            self._asked = turn, self._lane.do(lambda: self._gpus.turn(turn))
+        turn, done = self._asked
+        if not await finished(done, within):
+            self._leave(turn, done)
             return self._unresponsive()
+        self._asked = None
+        return self._unresponsive() if self._stuck else self._told(self._gpus.state, self._gpus.detail)
 
-    def _begin(self) -> Future[NvmlSeen]:
-        # A daemon thread: one that hangs in the driver must not keep the agent from ending.
-        call: Future[NvmlSeen] = Future()
+    def close(self, within: float = 0.0) -> None:
+        """Give NVML back, and wait for that at most `within` seconds. What hangs is left to its thread."""
+        done = self._lane.do(lambda: self._gpus.close(inside=bool(self._stuck)))
+        self._lane.end()
+        with suppress(TimeoutError):
+            done.result(within)
 
-        def work() -> None:
-            try:
-                call.set_result(self._read())
-            except BaseException as error:  # noqa: BLE001 - handed on to whoever waits
-                call.set_exception(error)
-
-        threading.Thread(target=work, name="nvml", daemon=True).start()
-        return call
+    def _leave(self, turn: Turn, done: Future[None]) -> None:
+        """Leave the thread that hangs about one GPU behind. While NVML itself hangs there is nothing else to do."""
+        device = turn.device
+        # A turn may also take long for all of its GPUs together, or have come to this one only now.
+        if device is not None and monotonic() - turn.since >= self._deadline / 2:
+            turn.left = True
+            self._stuck[device] = self._lane, done
+            self._lane.end()
+            self._lane, self._asked = Lane(NAME), None
 
     def _unresponsive(self) -> NvmlSeen:
-        gpus = tuple(Gpu(gpu.index, gpu.uuid, gpu.name) for gpu in self._last)
-        detail = f"NVML has not answered within {self._deadline:g} s; the driver may hang (see dmesg for Xid errors)"
-        return NvmlSeen(PartState.UNRESPONSIVE, detail, "", gpus)
+        hanging = sorted(self._stuck, key=lambda device: device.index)
+        if self._asked is None and len(hanging) < STUCK:
+            numbers = ", ".join(str(device.index) for device in hanging)
+            detail = f"GPU {numbers} has not answered {hanging[0].progress.call} within {self._deadline:g} s"
+        else:
+            call = self._asked[0].progress.call if self._asked is not None else hanging[0].progress.call
+            detail = f"NVML has not answered {call} within {self._deadline:g} s"
+        return self._told(PartState.UNRESPONSIVE, f"{detail}; the driver may hang (see dmesg for Xid errors)")
 
-    def _read(self) -> NvmlSeen:
-        if self._library is None:
-            import pynvml
+    def _told(self, state: PartState, detail: str) -> NvmlSeen:
+        gpus = self._gpus
+        devices = sorted((*gpus.devices, *gpus.gone), key=lambda device: device.index)
+        seen = [self._known(device, detail) for device in devices]
+        return NvmlSeen(
+            state,
+            detail,
+            gpus.version,
+            tuple(chain.from_iterable(each.gpus for each in seen)),
+            tuple(chain.from_iterable(each.facts for each in seen)),
+            {uuid: processes for each in seen for uuid, processes in each.processes.items()},
+            gpus.events(),
+        )
 
-            self._library = pynvml
-        nvml = self._library
-        try:
-            if not self._ready:
-                nvml.nvmlInit()
-                self._ready = True
-            version = _text(nvml.nvmlSystemGetDriverVersion())
-            gpus = tuple(_gpu(nvml, index, self._last) for index in range(nvml.nvmlDeviceGetCount()))
-        except nvml.NVMLError as error:
-            self._ready = False
-            if type(error) in _absent(nvml):
-                return NvmlSeen(PartState.ABSENT, f"no NVIDIA driver on this host ({error})")
-            return NvmlSeen(PartState.FAILED, f"NVML: {error}; nvidia-smi shows more", "", self._last)
-        self._last = gpus
-        lost = [gpu.index for gpu in gpus if gpu.memory_total is None and gpu.utilisation is None]
-        if lost:
-            return NvmlSeen(PartState.FAILED, f"GPU {', '.join(map(str, lost))} does not answer", version, gpus)
-        return NvmlSeen(PartState.OK, "", version, gpus)
-
-
-def _absent(nvml: Any) -> tuple[type, ...]:
-    names = ("NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded")
-    return tuple(getattr(nvml, name) for name in names if hasattr(nvml, name))
-
-
-def _gpu(nvml: Any, index: int, last: tuple[Gpu, ...]) -> Gpu:
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
-    except nvml.NVMLError:
-        # A GPU that fell off the bus keeps its place under the name it had.
-        known = next((gpu for gpu in last if gpu.index == index), None)
-        return Gpu(index, known.uuid if known else f"gpu-{index}", known.name if known else "unknown GPU")
-
-    def ask(call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except nvml.NVMLError:
-            return None
-
-    memory = ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
-    use = ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
-    milliwatts = ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
-    limit = ask(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
-    heat = ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
-    return Gpu(
-        index=index,
-        uuid=uuid,
-        name=name,
-        memory_total=None if memory is None else int(memory.total),
-        memory_used=None if memory is None else int(memory.used),
-        utilisation=None if use is None else use.gpu / 100,
-        temperature=None if heat is None else float(heat),
-        power=None if milliwatts is None else milliwatts / 1000,
-        power_limit=None if limit is None else limit / 1000,
-    )
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    def _known(self, device: Device, detail: str) -> DeviceSeen:
+        """What is known of a GPU now: nothing but its name where it was not asked, or did not answer."""
+        if device in self._stuck:
+            return without_gauges(device.seen, GpuHealth.DEGRADED, device.why_hanging)
+        if self._asked is not None or len(self._stuck) >= STUCK:
+            return without_gauges(device.seen, GpuHealth.DEGRADED, detail)
+        if not self._gpus.opened:
+            return without_gauges(device.seen, GpuHealth.LOST, detail)
+        return device.seen

@@ -1,16 +1,13 @@
-"""Gauges of replicas, host and GPUs, read from the real kernel; NVML is a pretend library, for want of a GPU."""
+"""Gauges of replicas and of the host, read from the real kernel."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,8 +16,6 @@ from quarterdeck_agent.drivers import placement
 from quarterdeck_agent.drivers.base import Found, Life
 from quarterdeck_agent.drivers.cgroup import CgroupReader
 from quarterdeck_agent.drivers.host import HostReader, clock_synchronised
-from quarterdeck_agent.drivers.nvml import NvmlReader
-from quarterdeck_agent.protocol import PartState
 
 BURN = """
 import time
@@ -174,129 +169,3 @@ def test_a_data_folder_that_is_gone_leaves_only_the_disk_unmeasured(tmp_path: Pa
 
 def test_whether_the_clock_is_synchronised_is_told_or_unknown() -> None:
     assert clock_synchronised() in (True, False, None)
-
-
-# --- NVML ------------------------------------------------------------------------------------------------------
-
-
-class PretendError(Exception):
-    pass
-
-
-class NotFoundError(PretendError):
-    pass
-
-
-class Pretend:
-    """As much of pynvml as the reader uses."""
-
-    NVMLError = PretendError
-    NVMLError_LibraryNotFound = NotFoundError
-    NVML_TEMPERATURE_GPU = 0
-
-    def __init__(self) -> None:
-        self.hang = threading.Event()
-        self.hang.set()
-        self.absent = self.lost = self.no_power = False
-
-    def nvmlInit(self) -> None:
-        if self.absent:
-            raise NotFoundError("NVML Shared Library Not Found")
-
-    def nvmlSystemGetDriverVersion(self) -> bytes:
-        self.hang.wait(10)
-        return b"570.1"
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
-        if self.lost and index == 1:
-            raise PretendError("GPU is lost")
-        return index
-
-    def nvmlDeviceGetUUID(self, handle: int) -> str:
-        return f"GPU-{handle}"
-
-    def nvmlDeviceGetName(self, handle: int) -> str:
-        return "Pretend"
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(total=80 << 30, used=1 << 30)
-
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(gpu=25)
-
-    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
-        if self.no_power:
-            raise PretendError("Not Supported")
-        return 70_500
-
-    def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> int:
-        return 700_000
-
-    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
-        return 40
-
-
-def test_gpus_are_read_in_our_units() -> None:
-    seen = asyncio.run(NvmlReader(Pretend()).read())
-    assert (seen.state, seen.version, len(seen.gpus)) == (PartState.OK, "570.1", 2)
-    gpu = seen.gpus[0]
-    assert (gpu.utilisation, gpu.power, gpu.power_limit, gpu.temperature) == (0.25, 70.5, 700.0, 40.0)
-    assert (gpu.memory_total, gpu.memory_used) == (80 << 30, 1 << 30)
-
-
-def test_what_a_gpu_cannot_tell_is_none() -> None:
-    library = Pretend()
-    library.no_power = True
-    seen = asyncio.run(NvmlReader(library).read())
-    assert seen.state is PartState.OK
-    assert seen.gpus[0].power is None and seen.gpus[0].temperature == 40.0
-
-
-def test_no_nvml_is_a_state() -> None:
-    library = Pretend()
-    library.absent = True
-    seen = asyncio.run(NvmlReader(library).read())
-    assert (seen.state, seen.gpus) == (PartState.ABSENT, ())
-    library.absent = False
-
-
-def test_the_real_library_gives_a_state_on_any_host() -> None:
-    seen = asyncio.run(NvmlReader().read())
-    assert seen.state in (PartState.ABSENT, PartState.OK, PartState.FAILED)
-
-
-def test_a_lost_gpu_keeps_its_name_and_is_a_state() -> None:
-    async def run() -> None:
-        library = Pretend()
-        reader = NvmlReader(library)
-        await reader.read()
-        library.lost = True
-        seen = await reader.read()
-        assert seen.state is PartState.FAILED
-        assert "GPU 1 does not answer" in seen.detail
-        assert (seen.gpus[1].uuid, seen.gpus[1].memory_total) == ("GPU-1", None)
-
-    asyncio.run(run())
-
-
-def test_a_hanging_driver_is_a_state_one_thread_and_recovers() -> None:
-    async def run() -> None:
-        library = Pretend()
-        reader = NvmlReader(library, deadline=0.05)
-        await reader.read()
-        threads = threading.active_count()
-        library.hang.clear()
-        for _ in range(5):
-            seen = await reader.read()
-            assert seen.state is PartState.UNRESPONSIVE
-            assert [gpu.uuid for gpu in seen.gpus] == ["GPU-0", "GPU-1"]
-        assert threading.active_count() <= threads + 1
-        library.hang.set()
-        async with asyncio.timeout(10):
-            while (await reader.read()).state is not PartState.OK:  # noqa: ASYNC110 - a thread comes back
-                await asyncio.sleep(0.01)
-
-    asyncio.run(run())
