@@ -16,7 +16,10 @@ NOTICEABLE = 256 << 20
 """A process with this much memory is in the way of a claim on the whole device."""
 
 LEAK = 512 << 20
-"""So is this much memory that no process accounts for; drivers keep a little less for themselves."""
+"""So is this much memory that no process accounts for."""
+
+OWN_SHARE = 0.025
+"""Share of a GPU's memory that drivers keep for themselves at most, where they do not tell how much it is."""
 
 SHOWN_DEVICES = 3
 SHOWN_HOLDERS = 2
@@ -97,6 +100,7 @@ class _Device:
     free: int | None
     claims: tuple[Claim, ...]
     processes: tuple[GpuProcess, ...]
+    unowned: int
     leaked: int
     labels: frozenset[str]
     ailing: Gpu | None
@@ -274,7 +278,8 @@ def _devices(sight: Sight, claims: Sequence[Claim]) -> list[_Device]:
                 free=None if free is None else free - _promised(mine, use, gpu),
                 claims=mine,
                 processes=use.processes if use else (),
-                leaked=_leaked(gpu, use),
+                unowned=_unowned(gpu, use),
+                leaked=(use.unexplained or 0) if use else 0,
                 labels=labels.get(gpu.uuid, frozenset()) | labels.get(gpu.parent or "", frozenset()),
                 ailing=next((g for g in (gpu, parent) if g and g.health in (GpuHealth.SICK, GpuHealth.LOST)), None),
             )
@@ -299,7 +304,7 @@ def place_names(places: Sequence[Place], sight: Sight) -> str:
 
 
 def really_free(gpu: Gpu) -> int | None:
-    """Bytes that NVML says are free."""
+    """Bytes that NVML says are free, or what follows from what it says is used."""
     if gpu.memory_free is not None:
         return gpu.memory_free
     if gpu.memory_total is None or gpu.memory_used is None:
@@ -332,11 +337,17 @@ def _held(use: GpuUse | None) -> dict[str, int]:
     return held
 
 
-def _leaked(gpu: Gpu, use: GpuUse | None) -> int:
-    """Bytes in use that no process accounts for. Where nobody looked at processes: all that is in use."""
-    if use is not None:
-        return use.unexplained or 0
-    return max(0, (gpu.memory_used or 0) - (gpu.memory_reserved or 0))
+def _unowned(gpu: Gpu, use: GpuUse | None) -> int:
+    """Bytes in use at this moment that no process accounts for: leaked, or about to come free.
+
+    A process leaves the list a little before its memory is free: what was told of leaks comes too late to start on.
+    """
+    free = really_free(gpu)
+    processes = use.processes if use else ()
+    if free is None or gpu.memory_total is None or any(p.memory is None for p in processes):
+        return (use.unexplained or 0) if use else 0
+    own = gpu.memory_reserved if gpu.memory_reserved is not None else int(gpu.memory_total * OWN_SHARE)
+    return max(0, gpu.memory_total - free - own - sum(p.memory or 0 for p in processes))
 
 
 def _matches(device: _Device, asks: Resources) -> bool:
@@ -383,10 +394,11 @@ def _not_empty(device: _Device, ask: Ask) -> _Obstacle | None:
         owners = " and ".join(sorted({claim.deployment for claim in device.claims}))
         return _Obstacle(f"{device.name} is shared by {owners}", (1, 2))
     large = sum(p.memory or 0 for p in device.processes if (p.memory or 0) >= NOTICEABLE)
-    leaked = device.leaked if device.leaked >= LEAK and not ask.tolerant else 0
-    if large + leaked == 0:
+    unowned = device.unowned - (device.leaked if ask.tolerant else 0)
+    unowned = unowned if unowned >= LEAK else 0
+    if large + unowned == 0:
         return None
-    return _Obstacle(f"{device.name} is not empty{_because(device)}", (2, -large - leaked), held=True)
+    return _Obstacle(f"{device.name} is not empty{_because(device)}", (2, -large - unowned), held=True)
 
 
 # --- in words ----------------------------------------------------------------------------------------------------
@@ -457,8 +469,9 @@ def _shares(device: _Device) -> list[tuple[int, str]]:
     for replica, name in names.items():
         owned[name] = owned.get(name, 0) + max(held.get(replica, 0), claimed.get(replica, 0))
     shares += [(size, f"{gib(size)} taken by {name}") for name, size in owned.items()]
-    if device.leaked >= LEAK:
-        shares.append((device.leaked, f"{gib(device.leaked)} held by no process: leaked"))
+    if device.unowned >= LEAK:
+        how = "leaked" if device.leaked >= LEAK else "not free yet, or leaked"
+        shares.append((device.unowned, f"{gib(device.unowned)} held by no process: {how}"))
     return sorted(shares, key=lambda share: (-share[0], share[1]))
 
 
