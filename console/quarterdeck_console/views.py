@@ -56,10 +56,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table; `key` names the thing it shows, for ever the same for the same thing."""
+    """One line of a table; `key` names the thing it shows, for ever the same for the same thing.
+
+    `below` are lines of their own about it, under its cells.
+    """
 
     key: tuple[str, ...]
     cells: tuple[Cell, ...]
+    below: tuple[Cell, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

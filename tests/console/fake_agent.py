@@ -60,6 +60,36 @@ STATUS = p.HostStatus(
     traffic=(p.Traffic("digits", 2, 1.0, rate=12.5, errors=0.0, p95=0.004),), operations=(OPERATION,),
     versions=(VERSION,),
 )  # fmt: skip
+GIB = 1 << 30
+XID = p.XidEvent(AT, 79, "the GPU fell off the bus", "reboot the host")
+GPU_STATUS = replace(
+    STATUS,
+    gpus=(
+        p.Gpu(0, "GPU-0", "NVIDIA H100 80GB HBM3", 80 * GIB, 47 * GIB, 0.71, 64.0, 512.0, 700.0, 33 * GIB),
+        p.Gpu(1, "GPU-1", "NVIDIA A100-SXM4-80GB", 80 * GIB, 8 * GIB, None, 41.0, 98.5, 400.0, mig=True),
+        p.Gpu(
+            1, "MIG-1-0", "NVIDIA A100-SXM4-80GB MIG 1g.10gb", 10 * GIB, 8 * GIB, parent="GPU-1", profile="1g.10gb",
+            instance=0,
+        ),
+        p.Gpu(
+            2, "GPU-2", "NVIDIA H100 80GB HBM3", health=p.GpuHealth.LOST,
+            why="Xid 79 at 12:00 UTC on 31 Jan: the GPU fell off the bus; drain the host and reboot",
+        ),
+    ),
+    gpu_facts=(
+        p.GpuFacts("GPU-0", "00000000:18:00.0", "570.86.15", "12.8", (9, 0), ecc_enabled=True, ecc_corrected=0),
+        p.GpuFacts("GPU-2", "00000000:1A:00.0", xids=(XID,)),
+    ),
+    gpu_uses=(
+        p.GpuUse(
+            "GPU-0",
+            (p.GpuProcess(4711, 40 * GIB, 0.5, user="alice", command="python"),
+             p.GpuProcess(99, 4 * GIB, user="1000", command="python", replica="r-1", deployment="digits", revision=2)),
+            unexplained=3 * GIB,
+        ),
+        p.GpuUse("MIG-1-0", (p.GpuProcess(812, None, user="bo", command="jupyter"),), 0),
+    ),
+)  # fmt: skip
 PREVIEW = p.Preview(
     deployment="digits", generation=2, handover="overlap", why="both fit in memory", expected_pause=None,
     changes=(p.Change("version", "digits:1", "digits:2"),), steps=("start revision 3", "switch", "drain revision 2"),
@@ -70,6 +100,14 @@ RUNTIME = p.Runtime(
     ("process", "docker"),
 )  # fmt: skip
 CHECKS = (p.Check("engine", "ok", "simulated"), p.Check("disk", "warning", "3 % free", "make room"))
+SERIES = {
+    "gpu.utilisation": (
+        "ratio",
+        (p.Sample(AT, 0.25), p.Sample(AT + timedelta(minutes=1), None), p.Sample(AT + timedelta(minutes=2), 0.5, 0.75)),
+        60.0,
+    ),
+    "gpu.memory": ("bytes", (p.Sample(AT, 40.0 * GIB), p.Sample(AT + timedelta(minutes=1), 44.0 * GIB)), 60.0),
+}  # fmt: skip
 LINES = tuple(
     p.LogLine(AT + timedelta(seconds=number), "digits", 2, "r-1", "stdout", f"line {number}") for number in range(5)
 )
@@ -273,6 +311,8 @@ class FakeAgent:
         }
         if seen.method == "GET" and seen.path in fixed:
             return Reply(fixed[seen.path])
+        if seen.path == "/v1/series" and seen.query["name"] in SERIES:
+            return Reply(p.Series(seen.query["name"], seen.query["key"], *SERIES[seen.query["name"]]))
         if seen.path == "/v1/watch":
             return Reply(stream=self._watch(), media="text/event-stream")
         if seen.path == "/v1/deployments/digits/logs":

@@ -14,7 +14,7 @@ import pytest
 
 from quarterdeck_console.cli import schemas
 from quarterdeck_console.cli.main import VERBS
-from tests.console.fake_agent import FakeAgent
+from tests.console.fake_agent import GPU_STATUS, FakeAgent
 from tests.console.running import environment, qd, write_bundle
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -25,6 +25,8 @@ CALLS = {
     "versions": ["versions"],
     "versions-remove": ["versions", "--remove", "digits:2", "--yes"],
     "hosts": ["hosts"],
+    "gpus": ["gpus"],
+    "gpus-since": ["gpus", "--since", "2026-01-31T12:00:00Z", "--points", "500"],
     "logs": ["logs", "digits", "--tail", "2"],
     "operations": ["operations"],
     "operation": ["operations", "op-2"],
@@ -56,6 +58,7 @@ def test_json_of_each_verb_is_byte_for_byte_what_it_was_and_valid(
     name: str, agent: FakeAgent, fleet: Path, tmp_path: Path
 ) -> None:
     agent.answers["DELETE /v1/versions/digits:2"] = agent_says_nothing()
+    agent.status = GPU_STATUS if "gpus" in name else agent.status
     bundle = write_bundle(tmp_path / "bundle", {"model.pt": b"weights"})
     ran = qd(fleet, *(str(bundle) if word == "BUNDLE" else word for word in CALLS[name]), "--json")
     said = ran.out.replace(str(tmp_path), "/TMP") + f"exit code {ran.code}\n"
@@ -107,7 +110,7 @@ def test_version_needs_no_host(tmp_path: Path) -> None:
     validate(ran.json)
 
 
-@pytest.mark.parametrize("verb", ["version", "status", "hosts", "logs digits", "deploy digits:2", "doctor"])
+@pytest.mark.parametrize("verb", ["version", "status", "hosts", "gpus", "logs digits", "deploy digits:2", "doctor"])
 def test_headless_verbs_import_nothing_heavy(verb: str, agent: FakeAgent, fleet: Path) -> None:
     script = (
         "import sys; from quarterdeck_console.cli.main import run; code = run(sys.argv[1:]);"

@@ -39,6 +39,7 @@ SECTIONS = {
     },
     "Hosts": {
         "hosts": "The hosts this console knows.",
+        "gpus": "Every GPU, whose its memory is, and how it was.",
         "doctor": "Check hosts and say how to mend what is not well.",
     },
     "Console": {

@@ -8,7 +8,7 @@ TERM=dumb). Never reads the network.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from quarterdeck_console.clean import clean
@@ -17,6 +17,9 @@ from quarterdeck_console.errors import ConsoleError, Usage, exit_code
 
 if TYPE_CHECKING:
     from quarterdeck_console.views import Table
+
+BELOW = "      "
+"""Before a line that stands under a row."""
 
 _COLOURS = {"muted": "2", "good": "32", "busy": "36", "warning": "33", "bad": "31"}
 
@@ -31,7 +34,9 @@ class Output:
         self._out, self._err = stdout or sys.stdout, stderr or sys.stderr
         self.live = self._err.isatty() and environ.get("TERM") != "dumb"
         self._colour = {stream: _wants_colour(stream, environ) for stream in (self._out, self._err)}
+        self.redraws = self._out.isatty() and environ.get("TERM") != "dumb" and not as_json
         self._width = 0
+        self._drawn = 0
 
     # --- data ---
 
@@ -82,15 +87,45 @@ class Output:
         if not table.rows:
             self.note(empty)
             return
+        self._out.writelines(f"{line}\n" for line in self._lines(table))
+
+    def table_again(self, table: Table, empty: str) -> None:
+        """Show rows in place of those shown last: for a terminal, see `redraws`. What has no room is cut off."""
+        import shutil
+
+        rows = max(2, shutil.get_terminal_size().lines - 1)
+        lines = list(self._lines(table)) if table.rows else [empty]
+        if len(lines) > rows:
+            lines = [*lines[: rows - 1], f"… {len(lines) - rows + 1} more lines"]
+        back = f"\x1b[{self._drawn}A" if self._drawn else ""
+        # Without wrapping a line is a line, however narrow the terminal is.
+        self._out.write(f"{back}\r\x1b[J\x1b[?7l" + "".join(f"{line}\n" for line in lines) + "\x1b[?7h")
+        self._out.flush()
+        self._drawn = len(lines)
+
+    def _lines(self, table: Table) -> Iterator[str]:
+        """A table's header and rows as they are printed."""
         widths = [len(name) for name in table.columns]
         for row in table.rows:
             for index, cell in enumerate(row.cells):
                 widths[index] = max(widths[index], _width(cell.text))
-        self._row([(name, "muted", False) for name in table.columns], widths)
+        numbers = [cell.number for cell in table.rows[0].cells]
+        yield self._row([(name, "muted", numbers[index]) for index, name in enumerate(table.columns)], widths)
         for row in table.rows:
-            self._row([(cell.text, cell.severity.value, cell.number) for cell in row.cells], widths)
+            yield self._row([(cell.text, cell.severity.value, cell.number) for cell in row.cells], widths)
+            for cell in row.below:
+                yield from self._below(clean(cell.text), cell.severity.value)
 
-    def _row(self, cells: list[tuple[str, str, bool]], widths: list[int]) -> None:
+    def _below(self, text: str, meaning: str) -> Iterator[str]:
+        """A line under a row, broken where a terminal ends."""
+        import textwrap
+
+        parts = [text]
+        if self._out.isatty() and len(text) > self.columns - len(BELOW):
+            parts = textwrap.wrap(text, max(20, self.columns - len(BELOW)), subsequent_indent="  ") or [text]
+        return (BELOW + self.painted(part, meaning) for part in parts)
+
+    def _row(self, cells: list[tuple[str, str, bool]], widths: list[int]) -> str:
         parts = []
         for index, (text, meaning, number) in enumerate(cells):
             text = clean(text)
@@ -98,7 +133,14 @@ class Output:
             last = index == len(cells) - 1
             shown = self.painted(text, meaning)
             parts.append(gap + shown if number else shown if last else shown + gap)
-        self._out.write("  ".join(parts).rstrip() + "\n")
+        return "  ".join(parts).rstrip()
+
+    @property
+    def columns(self) -> int:
+        """How wide stdout is; what is no terminal is 80 columns wide, unless COLUMNS says otherwise."""
+        import shutil
+
+        return shutil.get_terminal_size((80, 24)).columns
 
     def painted(self, text: str, meaning: str) -> str:
         """`text` in the colour of a severity, where stdout has colours."""

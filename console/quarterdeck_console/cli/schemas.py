@@ -66,9 +66,12 @@ def documents() -> dict[str, dict[str, Any]]:
     made = {kind: _envelope(kind, {"items": _array(_of_host(type_))}) for kind, type_ in LISTS.items()}
     made |= {kind: _envelope(kind, {"item": _object(fields)}) for kind, fields in ITEMS.items()}
     made["HostList"] = _envelope("HostList", {"items": _array(_host())})
+    made["GpuList"] = _envelope("GpuList", {"items": _array(_gpu())})
+    made["GpuSeriesList"] = _envelope("GpuSeriesList", {"items": _array(_of_gpu(p.Series, {"uuid": TEXT}))})
     made["SchemaList"] = _envelope("SchemaList", {"items": _array(_object({"kind": TEXT}))})
     made["Error"] = _envelope("Error", {"error": _ref("Problem")})
-    made |= {kind: _event(kind, type_, words) for kind, (type_, words) in EVENTS.items()}
+    made |= {kind: _event(kind, _of_host(type_), words) for kind, (type_, words) in EVENTS.items()}
+    made["GpuEvent"] = _event("GpuEvent", _gpu(), ("snapshot", "changed"))
     return {kind: _with_definitions(kind, document) for kind, document in made.items()}
 
 
@@ -77,27 +80,37 @@ def _envelope(kind: str, payload: dict[str, Any]) -> dict[str, Any]:
     return _object({**fields, "errors": _array(_ref("Problem"))})
 
 
-def _event(kind: str, type_: type, words: tuple[str, ...]) -> dict[str, Any]:
+def _event(kind: str, item: dict[str, Any], words: tuple[str, ...]) -> dict[str, Any]:
     """A line of a stream: a thing, or word of its host (`heartbeat`, `removed`, `lost` with its error)."""
     fields = {"api_version": {"const": "quarterdeck/v1"}, "kind": {"const": kind}}
-    thing = _object({**fields, "type": {"enum": list(words)}, "item": _of_host(type_)})
+    thing = _object({**fields, "type": {"enum": list(words)}, "item": item})
     about = {**fields, "type": {"enum": ["heartbeat", "removed", "lost"]}, "item": _object({"host": TEXT})}
     other = _object(about)
     other["properties"]["error"] = _ref("Problem")
     return {"oneOf": [thing, other]}
 
 
-def _host() -> dict[str, Any]:
-    def maybe(type_: type) -> dict[str, Any]:
-        return {"anyOf": [_ref(type_.__name__), {"type": "null"}]}
+def _maybe(type_: type) -> dict[str, Any]:
+    return {"anyOf": [_ref(type_.__name__), {"type": "null"}]}
 
+
+def _of_gpu(type_: type, fields: dict[str, Any]) -> dict[str, Any]:
+    """A thing of one GPU: `gpu` is what people call it, its index, `0.2` for instance 2 of GPU 0."""
+    return {"allOf": [_ref(type_.__name__), _object({"host": TEXT, "gpu": TEXT, **fields})]}
+
+
+def _gpu() -> dict[str, Any]:
+    return _of_gpu(p.Gpu, {"facts": _maybe(p.GpuFacts), "use": _maybe(p.GpuUse)})
+
+
+def _host() -> dict[str, Any]:
     return _object(
         {
             **_HOST_FIELDS,
             "reachable": {"type": "boolean"},
             "error": {"anyOf": [_ref("Problem"), {"type": "null"}]},
-            "info": maybe(p.HostInfo),
-            "gauges": maybe(p.HostGauges),
+            "info": _maybe(p.HostInfo),
+            "gauges": _maybe(p.HostGauges),
             "parts": _array(_ref("Part")),
             "gpus": _array(_ref("Gpu")),
         }
@@ -134,7 +147,7 @@ def _with_definitions(kind: str, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _definitions() -> dict[str, Any]:
-    types = [*LISTS.values(), *(type_ for type_, _ in EVENTS.values()), p.HostStatus]
+    types = [*LISTS.values(), *(type_ for type_, _ in EVENTS.values()), p.HostStatus, p.Series]
     _, found = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
     for name, schema in found.items():
         # A newer agent may know further values; whoever validates must not break on them.

@@ -25,17 +25,18 @@ async def watch(call: Call, hosts: Sequence[Host], kind: Watched, wanted: Callab
         async for event in events:
             if event.error is not None:
                 if event.host not in lost:
-                    _lost(call, kind, event)
+                    tell_lost(call, _KINDS[kind], event)
                 lost.add(event.host)
                 continue
             lost.discard(event.host)
             _show(call, kind, wanted, event)
 
 
-def _lost(call: Call, kind: Watched, event: FleetEvent) -> None:
+def tell_lost(call: Call, kind: str, event: FleetEvent) -> None:
+    """Say that a host's stream is lost; `kind` is that of the stream's other events."""
     assert event.error is not None
     if call.out.json:
-        call.out.event(_KINDS[kind], "lost", {"host": event.host}, event.error)
+        call.out.event(kind, "lost", {"host": event.host}, event.error)
     else:
         call.out.errors([event.error])
 
