@@ -125,10 +125,10 @@ class Observer:
             gpu_trouble=sight.trouble,
             left=dict(self._left),
             staged_since=dict(self._staged),
-            unfit=self._unfit(sight),
+            ailing=self._ailing(sight),
         )
 
-    def _unfit(self, sight: Sight) -> frozenset[str]:
+    def _ailing(self, sight: Sight) -> frozenset[str]:
         """The devices that replicas are to leave. Nothing is to be left on the word of a driver in trouble."""
         if sight.trouble:
             return frozenset()

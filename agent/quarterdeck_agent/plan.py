@@ -7,6 +7,9 @@ killed between any two steps simply goes on.
 A rollout's way:  overlap  Stage ▶ Start ▶ (ready for `dwell`) ▶ Check ▶ Promote ▶ (drained) Cool ▶ Stop old
                   hold     Stage ▶ Hold ▶ (drained) Stop old ▶ (memory free) Start ▶ … ▶ Promote ▶ Release
                   and from anywhere before Promote: Fail, after which the live revision is the target again.
+
+A replica on a GPU that is sick or lost does not count: another one starts on another GPU, if one has room, takes over
+when it is ready, and only then does the first one go. Without such a place it stays where it is.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from hashlib import sha256
 
 from quarterdeck_agent.drivers.base import Found, Life, Resources
 from quarterdeck_agent.placement import Ask, Claim, Placing, gib, never_fits, obstacle, place, without
-from quarterdeck_agent.protocol import FailureReason, RevisionOutcome
+from quarterdeck_agent.protocol import FailureReason, GpuHealth, RevisionOutcome
 from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.steps import (
     Bury,
@@ -57,6 +60,10 @@ SHORT_MEMORY = 0.08
 
 STOP_GRACE = 10.0
 
+ONE_LOSS = 25.0
+"""Seconds within which all replicas that lose their GPUs inside of their containers count as one crash: what takes them
+from one takes them from all. Shorter than the time between two looks inside."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Count:
@@ -86,7 +93,7 @@ def _steps(d: WantedDeployment, asks: Resources, live_asks: Resources, seen: See
         return
     counts = counts_wanted(d, seen, now)
     yield from _bury(d, counts, mine, seen, now)
-    yield from _stop(d, counts, mine, now)
+    yield from _stop(d, counts, mine, seen, now)
     if failure := _rollout_failure(d, mine, seen, now) or _unfit(d, asks, mine, seen):
         yield failure
         return
@@ -180,6 +187,37 @@ def _bury(
         elif count is not None and crashed and (limit := _hangs(d, count.revision, replica, now)):
             message = f"not ready for {limit:.0f} s: {replica.detail or 'no answer'}"
             yield Bury(count.revision, replica.found, FailureReason.NEVER_READY, message)
+    yield from _bury_without_gpus(counts, mine, seen, now)
+
+
+def _bury_without_gpus(
+    counts: dict[str, _Count], mine: tuple[SeenReplica, ...], seen: Seen, now: float
+) -> Iterator[Step]:
+    """Containers that lost GPUs which the host has: only new ones help. The first to be seen is the crash."""
+    counted = set[str]()
+    for replica in mine:
+        count = counts.get(replica.found.body)
+        if count is None or not count.start or not _lost_inside(replica, seen):
+            continue
+        revision = count.revision
+        since = revision.crashes[-1].age(seen.boot_id, now) if revision.crashes else float("inf")
+        if revision.body in counted or (revision.reason is FailureReason.GPU_LOST and since < ONE_LOSS):
+            yield Stop(replica.found, 0.0, f"its container has lost its GPUs: {replica.gpu_lost}")
+        else:
+            message = f"its container lost its GPUs ({replica.gpu_lost}); it is made anew"
+            yield Bury(revision, replica.found, FailureReason.GPU_LOST, message)
+        counted.add(revision.body)
+
+
+def _lost_inside(replica: SeenReplica, seen: Seen) -> bool:
+    """Whether a container lost its GPUs while the host has them. A GPU that is ill itself is another matter."""
+    well = {gpu.uuid for gpu in seen.gpus if gpu.health in (GpuHealth.OK, GpuHealth.DEGRADED)}
+    return bool(replica.gpu_lost) and replica.running and not seen.gpu_trouble and well.issuperset(replica.found.gpus)
+
+
+def on_ailing(replica: SeenReplica, seen: Seen) -> bool:
+    """Whether a replica is on a GPU that it is to leave."""
+    return not seen.ailing.isdisjoint(replica.found.gpus)
 
 
 def _may_start(replica: SeenReplica, count: _Count) -> bool:
@@ -210,10 +248,12 @@ def how_it_ended(found: Found) -> tuple[FailureReason, str]:
     return FailureReason.LOST, found.reason or "it is gone and nobody saw how it ended"
 
 
-def _stop(d: WantedDeployment, counts: dict[str, _Count], mine: tuple[SeenReplica, ...], now: float) -> Iterator[Step]:
+def _stop(
+    d: WantedDeployment, counts: dict[str, _Count], mine: tuple[SeenReplica, ...], seen: Seen, now: float
+) -> Iterator[Step]:
     """Running replicas nobody wants, once nothing is sent to them and what they had is done or out of time."""
     drain = (d.live or d.target).spec.limits.drain
-    leaving = surplus(counts, mine)
+    leaving = surplus(counts, mine, seen)
     for replica in leaving:
         if _drained(replica, drain, now):
             yield Stop(replica.found, STOP_GRACE, "it is not wanted any more")
@@ -223,8 +263,11 @@ def _stop(d: WantedDeployment, counts: dict[str, _Count], mine: tuple[SeenReplic
             yield Stop(replica.found, 0.0, "it was made and never started")
 
 
-def surplus(counts: dict[str, _Count], mine: tuple[SeenReplica, ...]) -> tuple[SeenReplica, ...]:
-    """Running replicas beyond what is wanted, those least ready and youngest first."""
+def surplus(counts: dict[str, _Count], mine: tuple[SeenReplica, ...], seen: Seen) -> tuple[SeenReplica, ...]:
+    """Running replicas beyond what is wanted, those least ready and youngest first.
+
+    Those on ailing GPUs do not count, and go one by one as others are ready in their place.
+    """
     result: list[SeenReplica] = []
     by_body: dict[str, list[SeenReplica]] = {}
     for replica in mine:
@@ -233,7 +276,11 @@ def surplus(counts: dict[str, _Count], mine: tuple[SeenReplica, ...]) -> tuple[S
     for body, replicas in by_body.items():
         keep = counts[body].replicas if body in counts else 0
         replicas.sort(key=lambda r: (r.ready, -_started(r), r.found.id))
-        result.extend(replicas[: max(0, len(replicas) - keep)])
+        ailing = [r for r in replicas if on_ailing(r, seen)]
+        well = [r for r in replicas if not on_ailing(r, seen)]
+        stay = max(0, keep - sum(1 for r in well if r.ready))
+        result.extend(ailing[: max(0, len(ailing) - stay)])
+        result.extend(well[: max(0, len(well) - keep)])
     return tuple(result)
 
 
@@ -291,6 +338,8 @@ def _advance(
         yield Promote(d.target)
         return
     ready = [r for r in mine if r.found.body == d.target.body and r.running and _dwelt(r, d.target, now)]
+    if not d.target.passed:  # one that is warm is better than none, and moves once it serves
+        ready = [r for r in ready if not on_ailing(r, seen)]
     enough = len(ready) >= d.target.spec.replicas
     if enough and d.target.passed:
         yield Promote(d.target)  # a warm revision: nothing to stage, to hold or to check
@@ -363,7 +412,7 @@ def _all_missing(
 
 def _missing(d: WantedDeployment, count: _Count, ask: Ask, seen: Seen, taken: tuple[Claim, ...]) -> _Missing | None:
     mine = [r for r in seen.of(d.name) if r.found.body == ask.body]
-    missing = count.replicas - sum(1 for r in mine if r.found.life is Life.RUNNING)
+    missing = count.replicas - sum(1 for r in mine if r.found.life is Life.RUNNING and not on_ailing(r, seen))
     if missing <= 0:
         return None
     made = tuple(r for r in mine if _may_start(r, count))[:missing]

@@ -28,7 +28,7 @@ from quarterdeck_agent.wanted import Wanted, WantedDeployment, WantedRevision
 OPERATIONS_SHOWN = 50
 REVISIONS_SHOWN = 20
 
-_Facts = tuple[WantedDeployment, tuple[SeenReplica, ...], tuple[Revision, ...]]
+_Facts = tuple[WantedDeployment, tuple[SeenReplica, ...], tuple[Revision, ...], frozenset[str]]
 WAITS = ("stage", "hold", "drain", "memory", "start", "ready")
 
 
@@ -111,7 +111,7 @@ class Reporter:
 
     def _status(self, d: WantedDeployment, seen: Seen, now: float, wall: datetime) -> DeploymentStatus:
         """A deployment's status; that of one at rest is worked out once."""
-        facts = (d, seen.of(d.name), self._history.get(d.name, ()))
+        facts = (d, seen.of(d.name), self._history.get(d.name, ()), seen.ailing)
         known = self._still.get(d.name)
         if known is not None and known[0] == facts:
             return known[1]

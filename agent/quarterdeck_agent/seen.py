@@ -45,7 +45,7 @@ class Seen:
     get there. `memory_available` is what the host could still give, `gateway` is `None` while it does not answer.
     `gpu_trouble` says why the GPUs cannot be trusted to be as they were last seen, and is empty while they can.
     `promised` are claims of replicas that are being started right now, or are kept for somebody. `left` are, by body,
-    the places of replicas that went away, the last one first. `unfit` are the devices that replicas are to leave: they
+    the places of replicas that went away, the last one first. `ailing` are the devices that replicas are to leave: they
     are sick, or have been lost for a while.
     """
 
@@ -64,7 +64,7 @@ class Seen:
     promised: tuple[Claim, ...] = ()
     left: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     staged_since: Mapping[str, float] = field(default_factory=dict)
-    unfit: frozenset[str] = frozenset()
+    ailing: frozenset[str] = frozenset()
 
     @property
     def sight(self) -> Sight:

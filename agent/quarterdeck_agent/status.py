@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from quarterdeck_agent.drivers.base import Life
+from quarterdeck_agent.placement import device_name
 from quarterdeck_agent.plan import (
     counts_wanted,
     given_up,
     is_staged,
     next_start,
+    on_ailing,
     recent_crashes,
     rolling,
     warm_left,
@@ -109,6 +111,9 @@ def _running(
     d: WantedDeployment, live: WantedRevision, seen: Seen, now: float, ready: int, facts: Facts
 ) -> tuple[DeploymentState, str]:
     wanted = live.spec.replicas
+    if ill := _ailing(d, live, seen):
+        moves = f"no other place: {facts.waits}" if facts.waits else "another replica takes over from it elsewhere"
+        return DeploymentState.DEGRADED, f"{ready} of {wanted} replicas ready, on {ill}; {moves}"
     if ready >= wanted and not d.holding:
         refused = f"; {_failed(d.target, facts.failure)}" if facts.failure and facts.failure != facts.crash else ""
         return DeploymentState.SERVING, f"serving {live.spec.label}{refused}"
@@ -127,6 +132,18 @@ def _running(
         waits = f", but {facts.waits}" if facts.waits else ""
         return DeploymentState.HOLDING, f"{live.spec.label} is coming back{waits}"
     return DeploymentState.DEGRADED, text
+
+
+def _ailing(d: WantedDeployment, live: WantedRevision, seen: Seen) -> str:
+    """The first ailing GPU that a live replica is on, in words; empty when there is none."""
+    mine = [r for r in seen.of(d.name) if r.running and r.found.body == live.body and on_ailing(r, seen)]
+    held = {uuid for replica in mine for uuid in replica.found.gpus} & seen.ailing
+    by_uuid = {gpu.uuid: gpu for gpu in seen.gpus}
+    gpu = next((gpu for gpu in seen.gpus if gpu.uuid in held), None)
+    if gpu is None:
+        return ""
+    why = f" ({gpu.why})" if gpu.why else ""
+    return f"{device_name(gpu, by_uuid.get(gpu.parent or ''))}, which is {gpu.health.value}{why}"
 
 
 def _failed(target: WantedRevision, failure: Failure | None) -> str:

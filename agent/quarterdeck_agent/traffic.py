@@ -40,7 +40,7 @@ def route(d: WantedDeployment, seen: Seen, now: float) -> Route:
 def ready_endpoints(d: WantedDeployment, revision: WantedRevision, seen: Seen, now: float) -> Endpoints:
     """Addresses of a revision's ready replicas, without those about to be stopped."""
     mine = seen.of(d.name)
-    leaving = {r.found.id for r in surplus(counts_wanted(d, seen, now), mine)}
+    leaving = {r.found.id for r in surplus(counts_wanted(d, seen, now), mine, seen)}
     return tuple(
         r.found.address
         for r in mine

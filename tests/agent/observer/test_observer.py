@@ -340,19 +340,19 @@ def test_replicas_are_to_leave_a_sick_gpu_at_once_and_a_lost_one_after_a_while()
         Gpu(n, f"GPU-{n}", "H", health=GpuHealth(h)) for n, h in enumerate(("sick", "lost", "degraded"))
     )
     host.sight = Sight((sick, lost, well))
-    assert observer.seen().unfit == {"GPU-0"}
+    assert observer.seen().ailing == {"GPU-0"}
     clock.seconds += 40
-    assert observer.seen().unfit == {"GPU-0", "GPU-1"}
+    assert observer.seen().ailing == {"GPU-0", "GPU-1"}
     host.sight = Sight((sick, replace(lost, health=GpuHealth.OK), well))
-    assert observer.seen().unfit == {"GPU-0"}
+    assert observer.seen().ailing == {"GPU-0"}
     host.sight = Sight((sick, lost, well))
     clock.seconds += 20
-    assert observer.seen().unfit == {"GPU-0"}
+    assert observer.seen().ailing == {"GPU-0"}
 
 
 def test_nothing_leaves_a_gpu_on_the_word_of_a_driver_in_trouble() -> None:
     host = Host(sight=Sight((Gpu(0, "GPU-0", "H", health=GpuHealth.SICK),), trouble="NVML does not answer"))
-    assert host.observer().seen().unfit == frozenset()
+    assert host.observer().seen().ailing == frozenset()
 
 
 def test_what_a_replica_said_of_its_gpus_lasts_as_long_as_its_container() -> None:
