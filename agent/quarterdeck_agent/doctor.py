@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quarterdeck_agent.errors import AgentError
+from quarterdeck_agent.history import Minutes
+from quarterdeck_agent.historyfile import aside
 from quarterdeck_agent.protocol import Check, HostGauges, Part, PartState
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,8 @@ class DoctorContext:
 
     `gateway` tells the gateway's version or raises `AgentError`; `docker_info` gives `GET /info`, `None`
     where the engine is not docker; `nvml` and `gauges` are what the sampler last published; `clock_synchronised` is
-    `drivers.host.clock_synchronised`. `min_free` bytes is below what uploads are refused.
+    `drivers.host.clock_synchronised`. `history` is where gauges are kept for weeks. `min_free` bytes is below what
+    uploads are refused.
     """
 
     data_folder: Path
@@ -51,6 +54,7 @@ class DoctorContext:
     nvml: Callable[[], Part | None]
     gauges: Callable[[], HostGauges | None]
     clock_synchronised: Callable[[], bool | None]
+    history: Minutes | None = None
     docker_info: Callable[[], Awaitable[dict[str, Any]]] | None = None
     cgroup_root: Path = Path("/sys/fs/cgroup")
     deadline: float = DEADLINE
@@ -130,6 +134,21 @@ async def _sqlite(context: DoctorContext) -> Check:
     return Check("sqlite", "ok", f"SQLite {context.sqlite_version}")
 
 
+async def _history(context: DoctorContext) -> Check:
+    kept = context.history
+    if kept is None:
+        return Check("history", "ok", "gauges are kept for an hour, in memory")
+    if kept.trouble:
+        mend = f"free disk space, and see that {kept.path} can be written; it is tried again every minute"
+        return Check("history", "warning", f"gauges are kept for an hour only: {kept.trouble}", mend)
+    damaged = aside(kept.path)
+    if await asyncio.to_thread(damaged.exists):
+        mend = "look for errors of the disk (`dmesg`), then remove that file"
+        return Check("history", "warning", f"a damaged history was put aside as {damaged}", mend)
+    size = await asyncio.to_thread(lambda: kept.path.stat().st_size if kept.path.exists() else 0)
+    return Check("history", "ok", f"{_size(size)}, for at most {kept.days} days")
+
+
 async def _disk(context: DoctorContext) -> Check:
     usage = await asyncio.to_thread(shutil.disk_usage, context.data_folder)
     detail = f"{_size(usage.free)} of {_size(usage.total)} free for {context.data_folder}"
@@ -201,6 +220,7 @@ CHECKS: tuple[tuple[str, Examination], ...] = (
     ("docker", _docker),
     ("gateway", _gateway),
     ("sqlite", _sqlite),
+    ("history", _history),
     ("disk", _disk),
     ("data folder", _folder),
     ("memory", _memory),

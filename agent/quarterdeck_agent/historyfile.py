@@ -200,14 +200,19 @@ def names(path: Path) -> tuple[Key, ...]:
         return tuple((name, key) for name, key in db.execute("SELECT name, key FROM series ORDER BY name, key"))
 
 
+def aside(path: Path) -> Path:
+    """The name under which a damaged `path` is kept."""
+    return path.with_name(f"{path.name}.damaged")
+
+
 def put_aside(path: Path) -> Path:
     """Give the file another name, in place of the one put aside before, so that a new one can be begun."""
-    aside = path.with_name(f"{path.name}.damaged")
+    kept = aside(path)
     for ending in ("", "-wal", "-shm"):
-        aside.with_name(aside.name + ending).unlink(missing_ok=True)
+        kept.with_name(kept.name + ending).unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + ending).rename(aside.with_name(aside.name + ending))
-    return aside
+            path.with_name(path.name + ending).rename(kept.with_name(kept.name + ending))
+    return kept
 
 
 def damaged(error: sqlite3.Error) -> bool:

@@ -298,12 +298,15 @@ class Host:
             series=self.gauges,
             gpus=Trust(self.store, lambda: self._all("gpu"), lambda: self._all("gpu_facts"), self._telling(loop)),
             doctor=self._examine,
-            metrics=lambda: exposition(self.board.status()),
+            metrics=self._metrics,
             upload_size=settings.upload_size,
         )
         app = build(parts, LocalToken(self._prepared.token), Bounds(settings.body_size, settings.body_idle))
         serving = Serving(settings.connections, settings.header_deadline, shutdown=settings.shutdown)
         return Server(app, settings.socket, parts.stop, serving)
+
+    def _metrics(self) -> bytes:
+        return exposition(self.board.status(), self._all("revision"), claims_of(self.observer.found()))
 
     def _collector(self) -> DockerLogCollector | None:
         if not isinstance(self.engine, DockerEngine):
@@ -337,6 +340,7 @@ class Host:
             nvml=lambda: self.board.get("part", NVML),
             gauges=lambda: self.board.get("gauges"),
             clock_synchronised=clock_synchronised,
+            history=self.gauges.minutes,
             docker_info=self.engine.info if isinstance(self.engine, DockerEngine) else None,
         )
         return await examine(context)

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from quarterdeck_agent import historyfile
+from quarterdeck_agent.doctor import DoctorContext, examine
 from quarterdeck_agent.gauges import Gauges, chosen_step, sampled
 from quarterdeck_agent.history import Minutes
 from quarterdeck_agent.historyfile import HistoryFile, Minute
-from quarterdeck_agent.protocol import Gpu, ReplicaGauges, Series
+from quarterdeck_agent.protocol import Check, Gpu, ReplicaGauges, Series
 from quarterdeck_agent.series import UNITS, History, Key, gpu_values, replica_values
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -294,6 +295,41 @@ def test_what_cannot_be_written_for_hours_is_bounded_the_newest_kept(tmp_path: P
     found = historyfile.read(minutes.path, CPU, FIRST, FIRST + 400)
     assert found is not None and 100 <= len(found) <= 121
     assert max(found) == FIRST + 299
+
+
+def doctor(minutes: Minutes | None) -> Check:
+    async def nothing() -> str:
+        return ""
+
+    class Engine:
+        name = "process"
+
+        async def version(self) -> str:
+            return ""
+
+    context = DoctorContext(
+        Path("/"), Engine(), nothing, "3.51.3", 0, lambda: None, lambda: None, lambda: True, history=minutes
+    )
+    return next(check for check in asyncio.run(examine(context)) if check.name == "history")
+
+
+def test_the_doctor_tells_how_the_history_is(tmp_path: Path) -> None:
+    assert doctor(None).result == "ok"
+    minutes = Minutes(tmp_path / "not there" / "history.sqlite")
+    assert doctor(minutes).result == "ok"
+    tick(minutes, 0, 0.5)
+    tick(minutes, 60, 0.5)
+    troubled = doctor(minutes)
+    assert troubled.result == "warning" and "No such file" in troubled.detail and troubled.mend
+    (tmp_path / "not there").mkdir()
+    minutes.path.write_bytes(b"this is no database" * 1000)
+    tick(minutes, 120, 0.5)
+    damaged = doctor(minutes)
+    assert damaged.result == "warning" and "history.sqlite.damaged" in damaged.detail and damaged.mend
+    (tmp_path / "not there" / "history.sqlite.damaged").unlink()
+    well = doctor(minutes)
+    assert well.result == "ok" and well.detail.endswith("KiB, for at most 30 days")
+    minutes.close()
 
 
 def test_a_file_that_somebody_removed_is_begun_anew(tmp_path: Path) -> None:
