@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test check bench screenshots schemas clean
+.PHONY: help demo test check bench gpu-smoke screenshots schemas clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ check: $(VENV)/.dev ## lint, types, architecture
 
 bench: $(VENV)/.dev ## measure speed and memory as ratios against something real, and print the table
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+gpu-smoke: $(VENV)/.dev ## on a machine with a GPU: our figures against nvidia-smi's, and whose the memory is
+	$(BIN)/python -m tests.gpu_smoke
 
 screenshots: $(VENV)/.dev ## draw the console's pictures anew: the real app over a simulated fleet
 	$(BIN)/python -m tests.console.tui.screenshots
