@@ -1,12 +1,16 @@
-"""A pretend host for the planner: takes the steps it asks for and turns them into facts, without clocks or I/O."""
+"""A pretend host for the planner: takes the steps it asks for and turns them into facts, without clocks or I/O.
+
+With `gpus` it has GPUs: replicas hold memory there, which comes free a while after they are gone.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
 from quarterdeck_agent.drivers.base import Found, GatewaySeen, Life, Resources
+from quarterdeck_agent.placement import Place
 from quarterdeck_agent.plan import plan
-from quarterdeck_agent.protocol import FailureReason, RevisionOutcome, Spec
+from quarterdeck_agent.protocol import FailureReason, Gpu, GpuProcess, GpuUse, RevisionOutcome, Spec
 from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.steps import (
     Bury,
@@ -77,7 +81,11 @@ def seen_replica(name: str, body: str, revision: int = 1, *, ready: bool = True,
 
 @dataclass
 class World:
-    """A host with one deployment, `m`. `breaks` are bodies that crash at once, `wrong` those whose answers differ."""
+    """A host with one deployment, `m`. `breaks` are bodies that crash at once, `wrong` those whose answers differ.
+
+    `gpus` are its GPUs by size, `strangers` and `leaks` what others and nobody hold on each, `holds` what a replica of
+    each body holds on each of its GPUs, which comes free `release` seconds after it has gone.
+    """
 
     d: WantedDeployment
     replicas: dict[str, SeenReplica] = field(default_factory=dict)
@@ -90,20 +98,65 @@ class World:
     taken: list[Step] = field(default_factory=list)
     served: list[int | None] = field(default_factory=list)
     gone: bool = False
+    live_asks: Resources | None = None
+    gpus: dict[str, int] = field(default_factory=dict)
+    strangers: dict[str, int] = field(default_factory=dict)
+    leaks: dict[str, int] = field(default_factory=dict)
+    holds: dict[str, int] = field(default_factory=dict)
+    release: float = 0.0
+    trouble: str = ""
+    going: list[tuple[float, str, int]] = field(default_factory=list)
+    left: dict[str, tuple[Place, ...]] = field(default_factory=dict)
 
     def seen(self) -> Seen:
+        uses = tuple(self._use(uuid) for uuid in self.gpus)
         return Seen(
             boot_id=BOOT,
             replicas=tuple(self.replicas.values()),
             gateway=GatewaySeen("x"),
             staged=frozenset(self.staged),
+            gpus=tuple(self._gpu(index, use) for index, use in enumerate(uses)),
+            gpu_uses=uses,
+            gpu_trouble=self.trouble,
+            left=self.left,
         )
 
-    def steps(self) -> tuple[Step, ...]:
-        return plan(self.d, self.asks, self.seen(), self.now)
+    def _use(self, uuid: str) -> GpuUse:
+        processes = [
+            GpuProcess(1, self.holds.get(r.found.body, 0), replica=r.found.id, deployment="m")
+            for r in self.replicas.values()
+            if r.found.life is Life.RUNNING and uuid in r.found.gpus
+        ]
+        if uuid in self.strangers:
+            processes.append(GpuProcess(4711, self.strangers[uuid], user="alice", command="train"))
+        return GpuUse(uuid, tuple(processes), self.leaks.get(uuid, 0))
 
-    def run(self, passes: int = 200, tick: float = 0.5) -> World:
-        """Plan and perform until nothing is asked for over a few seconds, or the passes are used up."""
+    def _gpu(self, index: int, use: GpuUse) -> Gpu:
+        going = sum(size for _, uuid, size in self.going if uuid == use.uuid)
+        used = sum(p.memory or 0 for p in use.processes) + (use.unexplained or 0) + going
+        total = self.gpus[use.uuid]
+        return Gpu(index, use.uuid, "x", total, used, memory_free=total - used, memory_reserved=0)
+
+    def overfull(self) -> list[str]:
+        """GPUs on which more is held than there is: what must never be."""
+        return [gpu.uuid for gpu in self.seen().gpus if (gpu.memory_free or 0) < 0]
+
+    def _let_go(self, one: Found) -> None:
+        for uuid in one.gpus if one.life is Life.RUNNING else ():
+            self.going.append((self.now + self.release, uuid, self.holds.get(one.body, 0)))
+        if one.gpus:
+            self.left[one.body] = (one.gpus, *self.left.get(one.body, ()))
+
+    def steps(self) -> tuple[Step, ...]:
+        return plan(self.d, self.asks_of(self.d.target), self.seen(), self.now, self.live_asks)
+
+    def asks_of(self, revision: WantedRevision) -> Resources:
+        """What a revision's replicas claim: `live_asks` the live one's where that is given."""
+        lives = self.d.live is not None and revision.body == self.d.live.body
+        return self.live_asks or self.asks if lives else self.asks
+
+    def run(self, passes: int = 200, tick: float = 0.5, rest: int = 10) -> World:
+        """Plan and perform until nothing is asked for over `rest` passes, or the passes are used up."""
         quiet = 0
         for _ in range(passes):
             if self.gone:
@@ -113,13 +166,14 @@ class World:
                 self.perform(step)
             self.turn(tick)
             quiet = 0 if steps else quiet + 1
-            if quiet > 10:
+            if quiet > rest:
                 break
         return self
 
     def turn(self, tick: float) -> None:
         """Time passes: replicas become ready or end, the gateway takes its routes."""
         self.now += tick
+        self.going = [each for each in self.going if each[0] > self.now]
         for name, replica in list(self.replicas.items()):
             if replica.found.life is not Life.RUNNING:
                 continue
@@ -150,8 +204,10 @@ class World:
             case Stage(revision):
                 self.staged.add(revision.spec.version)
                 self._update(revision.body, image="")
-            case Start(revision, replica, _):
-                new = found(replica, revision.body, revision.number, started=self.now)
+            case Start(revision, replica, gpus):
+                new = found(replica, revision.body, revision.number, started=self.now, gpus=gpus)
+                asks = self.asks_of(revision)
+                new = replace(new, vram=asks.vram, exclusive=asks.whole_gpus)
                 there = self.replicas.get(replica)
                 if there is None or there.found.life is Life.CREATED:
                     self.replicas[replica] = SeenReplica(new, requests=0)
@@ -171,10 +227,12 @@ class World:
             case Bury(revision, replica, _, _):
                 crashes = (*revision.crashes, Instant(BOOT, self.now))
                 self._update(revision.body, crashes=crashes)
+                self._let_go(replica)
                 del self.replicas[replica.id]
             case Recover(revision):
                 self._update(revision.body, crashes=())
             case Stop(replica, _, _):
+                self._let_go(replica)
                 del self.replicas[replica.id]
             case Cool():
                 self.d = replace(self.d, previous=None, replaced_at=None)
