@@ -131,5 +131,5 @@ class NvmlReader:
         if self._asked is not None or len(self._stuck) >= STUCK:
             return without_gauges(device.seen, GpuHealth.DEGRADED, detail)
         if not self._gpus.opened:
-            return without_gauges(device.seen, GpuHealth.LOST, detail)
+            return without_gauges(device.seen, GpuHealth.LOST if self._gpus.unloaded else GpuHealth.DEGRADED, detail)
         return device.seen

@@ -82,15 +82,15 @@ class _Instance:
 class Device:
     """The GPU at one index of NVML's. While it could not be asked for its uuid, it has one of our own making.
 
-    `lost` says why it cannot be reached, empty while it can. `facts_in` puts off the second reading of its facts, so
-    that not all GPUs' are due in the same second.
+    `attached` says whether that was tried; `lost` says why the GPU cannot be reached, empty while it can. `facts_in`
+    puts off the second reading of its facts, so that not all GPUs' are due in the same second.
     """
 
     def __init__(self, nvml: Any, index: int, about: Versions, *, facts_in: float, lost_retry: float) -> None:
         self.index, self.uuid, self.name = index, f"gpu-{index}", "unknown GPU"
         self.handle: Any = None
         self.lost = ""
-        self.mig = False
+        self.attached = self.mig = False
         self.progress = Progress()
         self.facts = GpuFacts(self.uuid)
         self.seen = DeviceSeen((Gpu(index, self.uuid, self.name),))
@@ -137,6 +137,8 @@ class Device:
             self._bind(None)
             self._lose(describe(error))
             return
+        finally:
+            self.attached = True
         self.uuid, self.name = uuid, name
         self._bind(handle)
         try:

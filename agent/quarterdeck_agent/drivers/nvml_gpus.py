@@ -7,7 +7,7 @@ driver is another one, and now and then while a GPU is lost. Belongs to one thre
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -66,7 +66,10 @@ class Turn:
 
 
 class Gpus:
-    """The GPUs, and how NVML is. `opened` says whether their values are of now; after a failure they are not."""
+    """The GPUs, and how NVML is. Only while it is `opened` their values are of now; `unloaded`: its driver is gone.
+
+    `gone` are GPUs that were lost, and that NVML does not list any more.
+    """
 
     def __init__(
         self,
@@ -80,13 +83,15 @@ class Gpus:
         event_wait: float = WAIT,
     ) -> None:
         self.state, self.detail, self.version = PartState.ABSENT, "", ""
-        self.opened = False
+        self.opened = self.unloaded = False
         self.devices: tuple[Device, ...] = ()
         self.gone: tuple[Device, ...] = ()
         self._nvml, self._clock, self._nodes = library, clock, nodes
         self._retry, self._lost_retry, self._renew, self._event_wait = retry, lost_retry, renew, event_wait
         self._retry_at = self._look_at = self._renew_at = 0.0
         self._nodes_seen: object = None
+        self._before: tuple[Device, ...] = ()
+        self._settled: Set[str] | None = None
         self._events: Events | None = None
         self._came: tuple[NvmlEvent, ...] = ()
 
@@ -102,20 +107,27 @@ class Gpus:
         except Exception:
             if not turn.left:
                 log.exception("NVML cannot be read")
+                self.close(inside=bool(turn.without))
                 self.state, self.detail = PartState.FAILED, "a fault of the agent's own while reading NVML; see its log"
 
-    def close(self, *, inside: bool = False) -> None:
-        """Give NVML back. Not while a thread is `inside` of it: its state is freed under whoever still uses it."""
+    def close(self, *, inside: bool = False) -> bool:
+        """Give NVML back; False where a thread may be `inside` of it, whose state would be freed under it."""
         if not self.opened:
-            return
+            return not inside
         self.opened = False
-        if self._events is not None:
-            inside = not self._events.end(EVENTS_END) or inside
-            self._came += self._events.take()
-            self._events = None
-        if not inside:
+        if self._end_events() and not inside:
             with suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
+            return True
+        return False
+
+    def _end_events(self) -> bool:
+        events, self._events = self._events, None
+        if events is None:
+            return True
+        ended = events.end(EVENTS_END)
+        self._came += events.take()
+        return ended
 
     def _turn(self, turn: Turn, now: float) -> None:
         if not self.opened and now < self._retry_at and self._nodes() == self._nodes_seen:
@@ -153,17 +165,28 @@ class Gpus:
     def _begin_and_read(self, turn: Turn, now: float) -> None:
         if not self.opened:
             self._begin(turn, now)
+        for device in self._each(turn):
+            if not device.attached:
+                device.attach(now)
+        if not turn.left:
+            self._settle()
         uuid_at = {device.facts.pci_bus: device.uuid for device in self.devices if device.facts.pci_bus is not None}
+        for device in self._each(turn):
+            device.read(now, uuid_at)
+        if not turn.left:
+            turn.device = None
+            lost = sorted(device.index for device in (*self.devices, *self.gone) if device.lost)
+            self.state = PartState.FAILED if lost else PartState.OK
+            self.detail = f"GPU {', '.join(map(str, lost))} does not answer" if lost else ""
+
+    def _each(self, turn: Turn) -> Iterator[Device]:
+        """The GPUs of a turn, until it is left behind."""
         for device in self.devices:
+            if turn.left:
+                return
             if device not in turn.without:
                 turn.ask(device)
-                device.read(now, uuid_at)
-                if turn.left:
-                    return
-        turn.device = None
-        lost = sorted(device.index for device in (*self.devices, *self.gone) if device.lost)
-        self.state = PartState.FAILED if lost else PartState.OK
-        self.detail = f"GPU {', '.join(map(str, lost))} does not answer" if lost else ""
+                yield device
 
     def _begin(self, turn: Turn, now: float) -> None:
         self._retry_at, self._nodes_seen = now + self._retry, self._nodes()
@@ -176,43 +199,43 @@ class Gpus:
         try:
             turn.progress.call = "nvmlInit"
             nvml.nvmlInit()
-            self.opened = True
+            self.opened, self.unloaded = True, False
             turn.progress.call = "nvmlSystemGetDriverVersion"
             about, count = versions(nvml), nvml.nvmlDeviceGetCount()
         except nvml.NVMLError as error:
             raise NvmlEnded(code_of(error), words(error)) from error
         self._look_at, self._renew_at, self.version = now + FACTS_EVERY, now + self._renew, about.driver
+        self._before, self._settled = (*self.devices, *self.gone), None
         # The facts of all GPUs come now, and from then on those of a few at a time.
-        devices = tuple(
+        self.devices = tuple(
             Device(nvml, index, about, facts_in=FACTS_EVERY * (index + 1) / count, lost_retry=self._lost_retry)
             for index in range(count)
         )
-        for device in devices:
-            turn.progress = device.progress
-            device.attach(now)
-        self._adopt(devices)
-        handles = {device.uuid: device.handle for device in devices if device.handle is not None}
-        self._events = Events(nvml, handles, wait=self._event_wait)
+        self.gone = tuple(device for device in self._before if device.lost)
 
-    def _adopt(self, devices: tuple[Device, ...]) -> None:
-        """Take these for the GPUs, and keep those that were lost before and are not listed any more."""
-        listed = {device.uuid for device in devices if device.handle is not None}
-        missing = [device for device in (*self.devices, *self.gone) if device.named and device.uuid not in listed]
-        for device in devices:
+    def _settle(self) -> None:
+        """Once other GPUs answer: keep those that were lost before and are gone, and follow the events of all."""
+        handles = {device.uuid: device.handle for device in self.devices if device.handle is not None}
+        if handles.keys() == self._settled:
+            return
+        self._settled = handles.keys()
+        missing = [device for device in self._before if device.named and device.uuid not in handles]
+        for device in self.devices:
             if device.handle is None:
                 was = next((other for other in missing if other.index == device.index), None)
                 if was is not None:
                     missing.remove(was)
                     device.remember(was.uuid, was.name, was.facts)
-        self.devices, self.gone = devices, tuple(device for device in missing if device.lost)
+        self.gone = tuple(device for device in missing if device.lost)
+        self._end_events()
+        self._events = Events(self._nvml, handles, wait=self._event_wait)
 
     def _end(self, error: NvmlEnded, turn: Turn) -> None:
-        self.close(inside=bool(turn.without))
-        if error.code == VERSION_MISMATCH and not turn.without:
+        if self.close(inside=bool(turn.without)) and error.code == VERSION_MISMATCH:
             nvml_library.drop(self._nvml)
 
     def _say(self, error: NvmlEnded) -> None:
-        self.version = ""
+        self.version, self.unloaded = "", error.code in _ABSENT
         if error.code in _ABSENT and not self.devices:
             self.state, self.detail = PartState.ABSENT, f"no NVIDIA driver on this host ({error})"
             return

@@ -15,10 +15,10 @@ class Lane:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._work: SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[Callable[[], object], Future[None]] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def do(self, work: Callable[[], None]) -> Future[None]:
+    def do(self, work: Callable[[], object]) -> Future[None]:
         """Have `work` done after what was asked for before."""
         done: Future[None] = Future()
         if self._thread is None:

@@ -24,6 +24,7 @@ class Processes:
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._seen_to = 0
+        self._last: dict[int, float] = {}
 
     def read(self) -> tuple[NvmlProcess, ...] | None:
         """Everyone there, by pid; `None` where NVML does not tell who computes. Raises GpuLost, NvmlEnded."""
@@ -50,14 +51,17 @@ class Processes:
         """The share of the GPU's time by pid since the last reading: whoever is not named used none of it."""
         samples = self._ask.keyed((UTILISATION,), UTILISATION, (self._seen_to,))
         if samples is None:
-            return {} if self._ask.code in _NONE_NEW and not self._ask.refused(UTILISATION) else None
+            # Drivers sample once a second or more often: one reading may come just before a sample, two may not.
+            last, self._last = self._last, {}
+            return last if self._ask.code in _NONE_NEW and not self._ask.refused(UTILISATION) else None
         newest: dict[int, tuple[int, float]] = {}
         for sample in samples:
             # The driver fills what it has no sample for with zeros, and now and then tells more than 100 %.
             if sample.pid and sample.timeStamp >= newest.get(sample.pid, (0, 0.0))[0]:
                 newest[sample.pid] = (sample.timeStamp, min(sample.smUtil, 100) / 100)
         self._seen_to = max([self._seen_to, *(at for at, _ in newest.values())])
-        return {pid: share for pid, (_, share) in newest.items()}
+        self._last = {pid: share for pid, (_, share) in newest.items()}
+        return self._last
 
 
 def _most(one: int | None, other: int | None) -> int | None:

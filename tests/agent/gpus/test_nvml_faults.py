@@ -16,6 +16,7 @@ from tests.nvml.fake import (
     RESET_REQUIRED,
     UNINITIALIZED,
     UNKNOWN,
+    FakeEvent,
     FakeGpu,
     FakeNvml,
     Fault,
@@ -222,6 +223,25 @@ def test_a_beginning_that_hangs_is_a_state_and_one_thread(fake_nvml: FakeNvml) -
     asyncio.run(run())
 
 
+def test_a_gpu_that_hangs_from_the_first_does_not_hide_the_others(fake_nvml: FakeNvml) -> None:
+    async def run() -> None:
+        with host(
+            fake_nvml, FOUR.failing(Fault("nvmlDeviceGetHandleByIndex_v2", 1, seconds=600)), deadline=0.2
+        ) as there:
+            await there.read()
+            seen = await there.read()
+            assert seen.state is PartState.UNRESPONSIVE and "GPU 1" in seen.detail
+            assert [one.memory_used for one in seen.gpus] == [1 << 30, None, 3 << 30, 4 << 30]
+            there.write(FOUR)
+            seen = await there.until(lambda seen: seen.state is PartState.OK)
+            assert [one.uuid for one in seen.gpus] == [uuid_of(number) for number in range(4)]
+            there.write(FOUR.changed(1, events=(FakeEvent(1, 31),)))
+            seen = await there.until(lambda seen: seen.events)
+            assert [(event.uuid, event.code) for event in seen.events] == [(uuid_of(1), 31)]
+
+    asyncio.run(run())
+
+
 def test_a_slow_driver_is_not_one_that_hangs(fake_nvml: FakeNvml) -> None:
     """Eight GPUs that take their time pass the deadline together, and none of them alone."""
 
@@ -312,7 +332,7 @@ def test_another_version_of_the_driver_says_what_to_do_and_is_taken_once_it_fits
             seen = await there.read()
             assert seen.state is PartState.FAILED
             assert "another version than the loaded kernel module" in seen.detail
-            assert [one.health for one in seen.gpus] == [GpuHealth.LOST] * 4
+            assert [(one.health, one.memory_free) for one in seen.gpus] == [(GpuHealth.DEGRADED, None)] * 4
             fake_nvml.load()
             there.write(Machine(FOUR.gpus, generation=3))
             seen = await there.read(after=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from quarterdeck_agent.drivers.nvml import NvmlProcess
+from quarterdeck_agent.drivers.nvml_calls import NOT_FOUND
 from quarterdeck_agent.protocol import PartState
 from tests.agent.gpus.nvml_host import host
 from tests.nvml.fake import (
@@ -86,5 +87,20 @@ def test_processes_come_and_go_with_each_reading(fake_nvml: FakeNvml) -> None:
             assert [process.pid for process in (await there.read()).processes[UUID]] == [900, 4711]
             there.write(Machine((FakeGpu(processes=(BOTH,)),)))
             assert [process.pid for process in (await there.read()).processes[UUID]] == [900]
+
+    asyncio.run(run())
+
+
+def test_a_share_outlives_one_reading_that_comes_before_the_next_sample(fake_nvml: FakeNvml) -> None:
+    async def run() -> None:
+        busy = Machine((FakeGpu(processes=(SERVER,)),))
+        none_new = busy.failing(Fault("nvmlDeviceGetProcessUtilization", None, NOT_FOUND))
+        with host(fake_nvml, busy) as there:
+            shares = []
+            for machine in (busy, none_new, none_new, busy):
+                there.write(machine)
+                await asyncio.sleep(0.2)
+                shares.append((await there.read()).processes[UUID][0].utilisation)
+        assert shares == [0.35, 0.35, 0.0, 0.35]
 
     asyncio.run(run())
