@@ -53,6 +53,8 @@ class ProcessSource(Protocol):
 
     async def look(self, pids: Iterable[int]) -> Mapping[int, HostProcess]: ...
 
+    def close(self) -> None: ...
+
 
 class Judged(Protocol):
     """A reading's GPUs with their health, and its facts with their Xids."""
@@ -113,6 +115,7 @@ class GpuSampler:
                 await asyncio.sleep(max(0.0, next_at - self._clock.now()) or 0.001)
         finally:
             self._sources.nvml.close()
+            self._sources.processes.close()
             self._peaks.close()
 
     async def sample(self) -> PartState | None:

@@ -7,7 +7,6 @@ another pid namespace, is simply unknown.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pwd
 import threading
@@ -16,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from quarterdeck_agent.drivers.nvml_lane import Lane, finished
 
 DEADLINE = 1.0
 """Reading the command of a process whose memory a driver holds locked may hang for as long as the driver does."""
@@ -63,38 +64,31 @@ class ProcessReader:
         self._users = UserNames() if user_of is None else user_of
         self._known: dict[Kin, tuple[HostProcess, float]] = {}
         self._last: dict[int, HostProcess] = {}
-        self._call: Future[dict[int, HostProcess]] | None = None
+        # A thread of its own: one that hangs in the kernel must not keep the agent from ending.
+        self._lane = Lane("processes")
+        self._asked: Future[None] | None = None
 
     async def look(self, pids: Iterable[int]) -> Mapping[int, HostProcess]:
-        """Those of `pids` that run on this host, by pid; returns within the deadline."""
-        asked = tuple(dict.fromkeys(pid for pid in pids if pid > 0))[:MOST]
-        if not asked and self._call is None:
-            self._known.clear()
-            return {}
-        if self._call is None:
-            self._call = self._begin(asked)
-        elif not self._call.done():
-            return self._last
-        call, self._call = self._call, None
-        try:
-            async with asyncio.timeout(self._deadline):
-                self._last = await asyncio.shield(asyncio.wrap_future(call))
-        except TimeoutError:
-            self._call = call
+        """Those of `pids` that run on this host, by pid; returns within the deadline, at once while a look hangs."""
+        within = 0.0
+        if self._asked is None:
+            asked = tuple(dict.fromkeys(pid for pid in pids if pid > 0))[:MOST]
+            if not asked:
+                self._known, self._last = {}, {}
+                return self._last
+            within, self._asked = self._deadline, self._lane.do(lambda: self._take(asked))
+        done = self._asked
+        if await finished(done, within):
+            self._asked = None
+            done.result()
         return self._last
 
-    def _begin(self, pids: tuple[int, ...]) -> Future[dict[int, HostProcess]]:
-        # A daemon thread: one that hangs in the kernel must not keep the agent from ending.
-        call: Future[dict[int, HostProcess]] = Future()
+    def close(self) -> None:
+        """Let go of the thread; what hangs is left to it."""
+        self._lane.end()
 
-        def work() -> None:
-            try:
-                call.set_result(self.read(pids))
-            except BaseException as error:  # noqa: BLE001 - handed on to whoever waits
-                call.set_exception(error)
-
-        threading.Thread(target=work, name="processes", daemon=True).start()
-        return call
+    def _take(self, pids: tuple[int, ...]) -> None:
+        self._last = self.read(pids)
 
     def read(self, pids: Iterable[int]) -> dict[int, HostProcess]:
         """As `look`, in the caller's thread and for as long as it takes."""

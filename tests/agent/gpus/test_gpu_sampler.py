@@ -81,12 +81,16 @@ class People:
     """A process table with one process of the replica and one of somebody else."""
 
     asked: tuple[int, ...] = ()
+    closed = False
 
     async def look(self, pids: Iterable[int]) -> Mapping[int, HostProcess]:
         self.asked = tuple(pids)
         mine = HostProcess(MINE, 7, "quarterdeck", "python", frozenset({(MINE, 7)}))
         other = HostProcess(OTHER, 9, "alice", "train", frozenset({(OTHER, 9)}))
         return {pid: one for pid, one in ((MINE, mine), (OTHER, other)) if pid in self.asked}
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def replica(name: str = "toy-1", body: str = "b", **changes: Any) -> Found:
@@ -291,7 +295,7 @@ def test_what_is_due_is_written_when_the_agent_ends_also_for_a_replica_that_is_g
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(run())
-    assert it.kept == [("toy", "b", 2 * GIB)] and it.nvml.closed
+    assert it.kept == [("toy", "b", 2 * GIB)] and it.nvml.closed and it.people.closed
 
 
 # --- the loop --------------------------------------------------------------------------------------------------
