@@ -136,7 +136,8 @@ def exposition(status: HostStatus) -> str:
     for gpu in status.gpus:
         whole = by_uuid.get(gpu.parent or "", gpu)
         about = facts.get(whole.uuid, GpuFacts(whole.uuid))
-        told.append((gpu, about, _labels(gpu, whole, about, status.info.name)))
+        part = facts.get(gpu.uuid, GpuFacts(gpu.uuid)).gpu_instance if gpu.parent else None
+        told.append((gpu, about, _labels(gpu, whole, about, part, status.info.name)))
     lines: list[str] = []
     for field in FIELDS:
         rows = [
@@ -150,7 +151,7 @@ def exposition(status: HostStatus) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _labels(gpu: Gpu, whole: Gpu, facts: GpuFacts, host: str) -> str:
+def _labels(gpu: Gpu, whole: Gpu, facts: GpuFacts, part: int | None, host: str) -> str:
     labels = {
         "gpu": str(whole.index),
         "UUID": whole.uuid,
@@ -159,7 +160,7 @@ def _labels(gpu: Gpu, whole: Gpu, facts: GpuFacts, host: str) -> str:
         "modelName": whole.name,
     }
     if gpu.parent is not None:
-        labels |= {"GPU_I_PROFILE": gpu.profile or "", "GPU_I_ID": "" if gpu.instance is None else str(gpu.instance)}
+        labels |= {"GPU_I_PROFILE": gpu.profile or "", "GPU_I_ID": "" if part is None else str(part)}
     labels["Hostname"] = host
     if facts.driver is not None:
         labels["DCGM_FI_DRIVER_VERSION"] = facts.driver

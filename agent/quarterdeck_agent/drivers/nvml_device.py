@@ -73,6 +73,7 @@ class _Instance:
     uuid: str
     number: int
     profile: str | None
+    gpu_instance: int | None = None
     processes: Processes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -237,6 +238,7 @@ class Device:
                 continue
             instance = known.get(text(uuid)) or _Instance(ask, text(uuid), number, _profile(ask, self._ask))
             instance.ask.handle, instance.number = handle, number
+            instance.gpu_instance = ask("nvmlDeviceGetGpuInstanceId")
             instance.ask.forget()
             found.append(instance)
         return tuple(found)
@@ -282,7 +284,10 @@ class Device:
 
     def _instance_facts(self, uuid: str) -> GpuFacts:
         facts = self.facts
-        return GpuFacts(uuid, facts.pci_bus, facts.driver, facts.cuda, facts.compute_capability)
+        known = {instance.uuid: instance.gpu_instance for instance in self._instances}
+        return GpuFacts(
+            uuid, facts.pci_bus, facts.driver, facts.cuda, facts.compute_capability, gpu_instance=known.get(uuid)
+        )
 
     def _lose(self, why: str) -> None:
         self.lost = why

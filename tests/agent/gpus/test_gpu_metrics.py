@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from quarterdeck_agent import dcgm
+from quarterdeck_agent.drivers.nvml import NvmlSeen
 from quarterdeck_agent.metrics import exposition
 from quarterdeck_agent.placement import Claim
 from quarterdeck_agent.protocol import (
@@ -30,6 +32,8 @@ from quarterdeck_agent.protocol import (
     Spec,
     XidEvent,
 )
+from tests.agent.gpus.nvml_host import host
+from tests.nvml.fake import FakeGpu, FakeMig, FakeNvml, Machine, uuid_of
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 INFO = HostInfo('gpu"1', "i", "0.1", "os", "k", "x86_64", 2, 1 << 30, "b", NOON, "docker", "http://x", "/d")
@@ -80,7 +84,7 @@ def families(text: bytes | str) -> dict[str, Metric]:
 
 def values(text: bytes | str, name: str, *labels: str) -> dict[tuple[str, ...], float]:
     family = families(text).get(name)
-    return {tuple(s.labels[label] for label in labels): s.value for s in family.samples} if family else {}
+    return {tuple(s.labels.get(label, "") for label in labels): s.value for s in family.samples} if family else {}
 
 
 def test_every_field_is_told_by_name_type_and_unit() -> None:
@@ -152,21 +156,9 @@ def test_a_lost_gpu_still_tells_its_xid() -> None:
 
 def test_a_mig_instance_has_its_gpu_s_labels_and_its_own_memory_and_sums_count_nothing_twice() -> None:
     cut = replace(FULL, mig=True, utilisation=None)
-    parts = [
-        Gpu(
-            0,
-            f"MIG-{n}",
-            FULL.name,
-            10 * GIB,
-            n * GIB,
-            memory_free=9 * GIB,
-            parent="GPU-0",
-            profile="1g.10gb",
-            instance=n,
-        )
-        for n in (7, 8)
-    ]
-    about = (replace(FACTS, mig_enabled=True), GpuFacts("MIG-7", driver="570.86.15"))
+    part = Gpu(0, "MIG-7", FULL.name, 10 * GIB, 7 * GIB, parent="GPU-0", profile="1g.10gb", instance=0)
+    parts = (part, replace(part, uuid="MIG-8", memory_used=8 * GIB, instance=1))
+    about = (replace(FACTS, mig_enabled=True), GpuFacts("MIG-7", gpu_instance=7), GpuFacts("MIG-8", gpu_instance=8))
     text = exposition(status(cut, *parts, BARE, facts=about))
     labels = ("gpu", "UUID", "device", "GPU_I_ID", "GPU_I_PROFILE")
     assert values(text, "DCGM_FI_DEV_FB_USED", *labels) == {
@@ -177,6 +169,27 @@ def test_a_mig_instance_has_its_gpu_s_labels_and_its_own_memory_and_sums_count_n
     assert values(text, "DCGM_FI_DEV_XID_ERRORS", "UUID") == {("GPU-0",): 94}
     for sample in families(text)["DCGM_FI_DEV_FB_USED"].samples:
         assert sample.labels["pci_bus_id"] == "00000000:18:00.0"
+
+
+def test_what_nvml_tells_of_a_machine_comes_out_with_dcgm_s_labels(fake_nvml: FakeNvml) -> None:
+    small = FakeMig(9, profile="1g.10gb", memory_used=3 * GIB)
+    machine = Machine((FakeGpu(temperature=44, power=90_500), FakeGpu(migs=(FakeMig(7, memory_used=2 * GIB), small))))
+
+    async def run() -> NvmlSeen:
+        with host(fake_nvml, machine) as there:
+            return await there.read()
+
+    seen = asyncio.run(run())
+    text = exposition(HostStatus(INFO, gpus=seen.gpus, gpu_facts=seen.facts))
+    assert values(text, "DCGM_FI_DEV_POWER_USAGE", "gpu", "UUID")["0", uuid_of(0)] == 90.5
+    assert values(text, "DCGM_FI_DEV_FB_USED", "gpu", "UUID", "GPU_I_ID", "GPU_I_PROFILE") == {
+        ("0", uuid_of(0), "", ""): 4,
+        ("1", uuid_of(1), "7", "1g.10gb"): 2048,
+        ("1", uuid_of(1), "9", "1g.10gb"): 3072,
+    }
+    for sample in families(text)["DCGM_FI_DEV_GPU_TEMP"].samples:
+        assert re.fullmatch(r"[0-9A-F]{8}:[0-9A-F]{2}:[0-9A-F]{2}\.0", sample.labels["pci_bus_id"])
+        assert sample.labels["DCGM_FI_DRIVER_VERSION"] == seen.version
 
 
 def test_labels_are_escaped() -> None:
