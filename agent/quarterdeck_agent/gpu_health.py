@@ -101,9 +101,11 @@ def observe(
 def judge(gpu: Gpu, facts: GpuFacts | None, use: GpuUse | None, record: Record) -> tuple[GpuHealth, str]:
     """How far the GPU can be trusted, and in words why not, the worst first; the words are empty for one that is well.
 
-    `gpu.health` says what the driver's reader found: one that is lost stays lost, whatever else is known of it.
+    `gpu.health` and `gpu.why` are what the reader of NVML found: it never gets better than that.
     """
     findings = [*_from_xids(record), *_from_memory(facts, record), *_from_spells(gpu, facts, use, record)]
+    if gpu.health is GpuHealth.DEGRADED:
+        findings.append((GpuHealth.DEGRADED, gpu.why))
     findings.sort(key=lambda finding: -LEVELS.index(finding[0]))
     words = [said for _, said in findings]
     if gpu.health is GpuHealth.LOST:

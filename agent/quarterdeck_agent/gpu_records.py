@@ -23,6 +23,9 @@ from quarterdeck_agent.xids import XidCatalogue
 
 log = logging.getLogger(__name__)
 
+SILENT_FOR = 15.0
+"""Seconds after which a GPU that does not answer, while others do, is taken for lost."""
+
 
 class Memories(Protocol):
     """The store, as far as it remembers GPUs. Its methods block."""
@@ -50,6 +53,7 @@ class GpuRecords:
         self._store, self._catalogue, self._clock, self._driver = store, catalogue, clock, driver
         self._records: dict[str, Record] = {}
         self._trusted: dict[str, datetime] = {}
+        self._silent: dict[str, float] = {}
         self._memories: dict[str, GpuMemory] = {}
         self._read_at = -1
         self._load = ""
@@ -63,7 +67,7 @@ class GpuRecords:
         owners = {use.uuid: use for use in uses}
         news = self._news(seen)
         now, found = self._clock.now(), dict[str, tuple[GpuHealth, str]]()
-        for gpu in seen.gpus:
+        for gpu in self._heard(seen.gpus, now):
             fact, use = facts.get(gpu.uuid), owners.get(gpu.uuid)
             record = observe(self._record(gpu.uuid), gpu, fact, use, news.get(gpu.uuid, ()), now)
             self._records[gpu.uuid] = record
@@ -74,11 +78,18 @@ class GpuRecords:
             tuple(replace(each, xids=self._records.get(each.uuid, Record()).xids) for each in seen.facts),
         )
 
+    def _heard(self, gpus: tuple[Gpu, ...], now: float) -> tuple[Gpu, ...]:
+        """The GPUs, of which one that has been silent for long counts as lost: unless the whole driver hangs."""
+        silent = {gpu.uuid for gpu in gpus if gpu.health is not GpuHealth.OK and gpu.memory_total is None}
+        self._silent = {uuid: self._silent.get(uuid, now) for uuid in silent}
+        if len(silent) == len(gpus):
+            return gpus
+        lost = {uuid for uuid, since in self._silent.items() if now - since >= SILENT_FOR}
+        return tuple(replace(gpu, health=GpuHealth.LOST) if gpu.uuid in lost else gpu for gpu in gpus)
+
     def _notice_driver(self, seen: NvmlSeen) -> None:
         """Forget everything when the driver is another one, or had gone in between."""
-        load = self._load
-        if seen.state is PartState.OK:
-            load = f"{self._clock.boot_id}:{self._driver()}:{seen.version}"
+        load = f"{self._clock.boot_id}:{self._driver()}:{seen.version}" if seen.version else self._load
         if self._load and (load != self._load or seen.state is PartState.ABSENT):
             self._records = dict.fromkeys(self._records, Record())
         self._load = load

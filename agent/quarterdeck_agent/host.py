@@ -12,7 +12,7 @@ import os
 import platform
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ from quarterdeck_agent.notify import Notifier
 from quarterdeck_agent.observer import Memory, Observer
 from quarterdeck_agent.performing import Performer
 from quarterdeck_agent.placement import Sight, claims_of
-from quarterdeck_agent.protocol import Check, DeltaKind, HostInfo, Part, PartState
+from quarterdeck_agent.protocol import Check, DeltaKind, Gpu, HostInfo, Part, PartState
 from quarterdeck_agent.pushes import Pushes
 from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.reporting import Reporter
@@ -415,7 +415,7 @@ class Host:
         """The GPUs as the sampler told of them last; with trouble while that may not be so any more."""
         gpus = tuple(sorted(self.board.all("gpu").values(), key=lambda gpu: (gpu.index, gpu.uuid)))
         uses, facts = tuple(self.board.all("gpu_use").values()), tuple(self.board.all("gpu_facts").values())
-        return Sight(gpus, uses, facts, nvml_trouble(self.board.get("part", NVML)))
+        return Sight(gpus, uses, facts, nvml_trouble(self.board.get("part", NVML), gpus))
 
     def _all(self, kind: DeltaKind) -> tuple[Any, ...]:
         return tuple(self.board.all(kind).values())
@@ -443,11 +443,15 @@ class Host:
         )
 
 
-def nvml_trouble(part: Part | None) -> str:
-    """Why what is known of the GPUs cannot be trusted now. Without a driver it can: then there are none."""
+def nvml_trouble(part: Part | None, gpus: Sequence[Gpu]) -> str:
+    """Why what is known of the GPUs cannot be trusted now. Without a driver it can: then there are none.
+
+    NVML that answers for some GPUs can be trusted for these; the others are lost or say why they are not well.
+    """
     if part is None:
         return "the GPUs have not been looked at yet"
-    if part.state in (PartState.OK, PartState.ABSENT):
+    answers = bool(part.version) and any(gpu.memory_total is not None for gpu in gpus)
+    if part.state in (PartState.OK, PartState.ABSENT) or answers:
         return ""
     return f"the GPUs cannot be seen now: {part.detail or part.state.value}"
 

@@ -128,18 +128,18 @@ def test_faulty_memory_that_was_not_replaced_yet(facts: GpuFacts, health: GpuHea
 
 
 def test_throttling_counts_when_it_lasts_and_not_at_a_blip() -> None:
-    watch, slow = Watch(), replace(GPU, throttle=("hw_thermal_slowdown",))
+    watch, slow = Watch(), replace(GPU, throttle=("hw_thermal",))
     assert watch.sample(slow, seconds=50)[0] is GpuHealth.OK
     assert watch.sample(GPU, seconds=20)[0] is GpuHealth.OK
     assert watch.sample(slow, seconds=50)[0] is GpuHealth.OK
     health, why = watch.sample(slow, seconds=15)
     assert health is GpuHealth.DEGRADED
-    assert "hw_thermal_slowdown" in why and "cooling" in why
+    assert "hw_thermal" in why and "cooling" in why
     assert watch.sample(GPU, seconds=16) == (GpuHealth.OK, "")
 
 
 def test_a_flag_that_flickers_has_gone_on_all_the_time() -> None:
-    watch, slow = Watch(), replace(GPU, throttle=("sw_thermal_slowdown",))
+    watch, slow = Watch(), replace(GPU, throttle=("thermal",))
     for _ in range(10):
         watch.sample(slow, seconds=3)
         watch.sample(GPU, seconds=4)
@@ -147,7 +147,7 @@ def test_a_flag_that_flickers_has_gone_on_all_the_time() -> None:
 
 
 def test_a_power_limit_is_no_fault_before_it_costs_much() -> None:
-    busy = replace(GPU, throttle=("sw_power_cap",))
+    busy = replace(GPU, throttle=("power",))
     assert Watch().sample(busy, seconds=300) == (GpuHealth.OK, "")
     health, why = Watch().sample(replace(busy, clock_graphics=800), seconds=62)
     assert health is GpuHealth.DEGRADED

@@ -18,7 +18,7 @@ from quarterdeck_agent.store import NewOperation, Store
 from quarterdeck_agent.xids import load_xids
 
 AT = datetime(2026, 11, 23, 13, 58, tzinfo=UTC)
-GPUS = (Gpu(0, "GPU-a", "H"), Gpu(1, "GPU-b", "H"))
+GPUS = (Gpu(0, "GPU-a", "H", memory_total=80 << 30), Gpu(1, "GPU-b", "H", memory_total=80 << 30))
 
 
 class Hands:
@@ -125,9 +125,31 @@ def test_a_driver_that_had_gone_in_between_clears_it(host: Host) -> None:
 
 def test_a_driver_that_hangs_for_a_while_clears_nothing(host: Host) -> None:
     host.read(95)
-    lost = tuple(replace(gpu, health=GpuHealth.LOST) for gpu in GPUS)
-    assert health(host.read(state=PartState.UNRESPONSIVE, gpus=lost, version="")) == [GpuHealth.LOST] * 2
+    silent = tuple(replace(gpu, health=GpuHealth.DEGRADED, memory_total=None, why="no answer") for gpu in GPUS)
+    for _ in range(60):
+        judged = host.read(state=PartState.UNRESPONSIVE, gpus=silent)
+    assert health(judged) == [SICK, GpuHealth.DEGRADED]
+    assert judged.gpus[1].why == "no answer"
     assert health(host.read()) == [SICK, WELL]
+
+
+def test_a_gpu_that_is_lost_does_not_make_the_agent_forget_why(host: Host) -> None:
+    lost = (replace(GPUS[0], health=GpuHealth.LOST, memory_total=None, why="fell off the bus"), GPUS[1])
+    host.read(79)
+    host.agent()
+    judged = host.read(gpus=lost, state=PartState.FAILED)
+    assert health(judged) == [GpuHealth.LOST, WELL]
+    assert judged.gpus[0].why.startswith("Xid 79")
+
+
+def test_one_gpu_that_is_silent_for_long_while_others_answer_is_lost(host: Host) -> None:
+    silent = (replace(GPUS[0], health=GpuHealth.DEGRADED, memory_total=None, why="no answer for 5 s"), GPUS[1])
+    assert health(host.read(gpus=silent, state=PartState.UNRESPONSIVE)) == [GpuHealth.DEGRADED, WELL]
+    for _ in range(15):
+        judged = host.read(gpus=silent, state=PartState.UNRESPONSIVE)
+    assert health(judged) == [GpuHealth.LOST, WELL]
+    assert judged.gpus[0].why == "no answer for 5 s"
+    assert health(host.read()) == [WELL, WELL]
 
 
 def test_trust_clears_what_was_and_lasts_over_a_restart(host: Host) -> None:
