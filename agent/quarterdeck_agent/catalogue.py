@@ -65,7 +65,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start one replica of a version: what goes into a `ReplicaSpec`, and where to ask it."""
+    """How to start one replica of a version: what goes into a `ReplicaSpec`, and where to ask it.
+
+    `facts_path` tells what the replica runs on; with `own_torch` it runs on the torch of the agent's own interpreter.
+    """
 
     image: str | None
     command: tuple[str, ...]
@@ -73,6 +76,8 @@ class Launch:
     port: int
     health_path: str
     predict_path: str
+    facts_path: str | None = None
+    own_torch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,8 @@ class RuntimeEntry:
     settings: tuple[Setting, ...] = ()
     homepage: str | None = None
     origin: Literal["built in", "user"] = "built in"
+    facts_path: str | None = None
+    own_torch: bool = False
 
     def described(self) -> Runtime:
         """The entry as the wire has it."""
@@ -148,6 +155,8 @@ class RuntimeEntry:
             port=settings.get("port") or self.port,
             health_path=model.health.path or self._url_path(filled, settings, "health_path", self.health_path),
             predict_path=self._url_path(filled, settings, "predict_path", self.predict_path),
+            facts_path=self.facts_path,
+            own_torch=self.own_torch and not (settings.get("image") or command),
         )
 
     def _url_path(self, filled: _Filler, settings: Mapping[str, Any], key: str, own: str) -> str:
@@ -223,6 +232,8 @@ def parse(name: str, table: object, origin: Literal["built in", "user"] = "user"
         settings=_settings(top.table("settings"), top.mapping("settings")),
         homepage=top.text("homepage", "") or None,
         origin=origin,
+        facts_path=top.matching("facts_path", URL_PATH, 'a path, for example "/v2"'),
+        own_torch=top.boolean("own_torch", False),
     )
     top.done()
     _check_whole(entry, called)

@@ -34,6 +34,7 @@ from quarterdeck_agent.protocol import (
     Version,
 )
 from quarterdeck_agent.store import NewOperation, NewRevision, Store
+from quarterdeck_agent.torch_build import TorchBuild, unsupported
 from quarterdeck_agent.wanted import WantedDeployment, WantedRevision
 
 MOST_REPLICAS = 64
@@ -67,7 +68,7 @@ class Changes:
     """Edits of wanted. Every method may block on the disk: call it in a thread.
 
     `engine` is the engine's name, `capacity` tells what the host has to give right now, `written` is called after
-    every change that was written.
+    every change that was written, `torch_build` tells what the torch of the agent's own runtimes was built for.
     """
 
     store: Store
@@ -75,6 +76,7 @@ class Changes:
     engine: str
     capacity: Callable[[], Capacity]
     written: Callable[[], None]
+    torch_build: Callable[[], TorchBuild | None] = lambda: None
 
     # --- what can be asked -------------------------------------------------------------------------------------
 
@@ -196,6 +198,8 @@ class Changes:
         capacity = self.capacity()
         if not spec.stopped:
             check_fits(model.resources, spec, capacity)
+        if kind == "deploy":  # what runs already has shown that it can
+            self._check_torch(spec, model, capacity)
         choice = choose(spec, self._question(now, spec, model, body, capacity))
         waiting = spec.limits.in_flight + spec.limits.queue
         choice = with_pause(choice, start_times(self.store.revisions(name)), waiting)
@@ -216,6 +220,21 @@ class Changes:
             asks=model.resources,
             on=place_names(choice.places, capacity.sight),
         )
+
+    def _check_torch(self, spec: Spec, model: ModelConfig, capacity: Capacity) -> None:
+        """Refuse a version that would find its GPU unusable by the torch that it would run on."""
+        facts = capacity.sight.facts
+        if not (
+            model.resources.gpus and facts and self.catalogue.get(model.runtime).launch(model, self.engine).own_torch
+        ):
+            return
+        build = self.torch_build()
+        if build is not None and (why := unsupported(build, facts)) is not None:
+            raise InvalidInput(
+                f"{spec.label} asks for a GPU that its runtime could not use: {why}",
+                field="resources.gpus",
+                hint="See `qd doctor --gpu`. A version with gpus = 0 runs on the CPU.",
+            )
 
     def _question(
         self, now: WantedDeployment | None, spec: Spec, model: ModelConfig, body: str, capacity: Capacity
@@ -413,13 +432,22 @@ def body_digest(spec: Spec, model: ModelConfig, launch: Launch) -> str:
         "version": spec.version,
         "env": spec.env,
         "restart": spec.restart,
-        "launch": dataclasses.asdict(launch),
+        "launch": launch_shape(launch),
         "resources": resources_shape(model.resources),
         "user": model.user,
         "writable_root": model.writable_root,
     }
     text = json.dumps(shape, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+ABOUT_LAUNCH = ("facts_path", "own_torch")
+"""What is known of a launch and changes nothing about what is launched."""
+
+
+def launch_shape(launch: Launch) -> dict[str, object]:
+    """How a replica is started, as it goes into a body's digest."""
+    return {key: value for key, value in dataclasses.asdict(launch).items() if key not in ABOUT_LAUNCH}
 
 
 LATER_RESOURCES = ("exclusive", "mig", "gpu_model", "gpu_labels")

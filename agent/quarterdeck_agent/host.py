@@ -67,6 +67,8 @@ from quarterdeck_agent.sampler import Sampler, Sources
 from quarterdeck_agent.series import History
 from quarterdeck_agent.settings import Prepared, Settings, prepare, private_folder
 from quarterdeck_agent.store import Store
+from quarterdeck_agent.torch_build import OwnTorch
+from quarterdeck_agent.torch_check import check_gpus
 from quarterdeck_agent.trust import Trust
 from quarterdeck_agent.xids import load_xids
 
@@ -141,6 +143,7 @@ class Host:
     def __init__(self, settings: Settings, prepared: Prepared, version: str, notifier: Notifier) -> None:
         self._settings, self._prepared, self._version, self._notifier = settings, prepared, version, notifier
         self._clock = SystemClock()
+        self._examining_gpus = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self.gateway = make_gateway(settings)
 
@@ -199,7 +202,9 @@ class Host:
     def _wire(self) -> None:
         settings, clock = self._settings, self._clock
         loop = asyncio.get_running_loop()
-        self.changes = Changes(self.store, self.catalogue, self.engine.name, self._capacity, self._telling(loop))
+        self.changes = Changes(
+            self.store, self.catalogue, self.engine.name, self._capacity, self._telling(loop), OwnTorch().build
+        )
         self.observer = Observer(
             self.engine,
             self.gateway,
@@ -282,6 +287,7 @@ class Host:
             last_lines=self._last_lines,
             report=self.reporter.progress,
             ask_golden=probe.golden,
+            ask_facts=probe.facts,
             before_removal=self._save_logs,
         )
 
@@ -298,6 +304,7 @@ class Host:
             series=self.gauges,
             gpus=Trust(self.store, lambda: self._all("gpu"), lambda: self._all("gpu_facts"), self._telling(loop)),
             doctor=self._examine,
+            gpu_doctor=self._examine_gpus,
             metrics=self._metrics,
             upload_size=settings.upload_size,
         )
@@ -344,6 +351,10 @@ class Host:
             docker_info=self.engine.info if isinstance(self.engine, DockerEngine) else None,
         )
         return await examine(context)
+
+    async def _examine_gpus(self) -> tuple[Check, ...]:
+        async with self._examining_gpus:  # two at once would time each other
+            return await check_gpus(self._sight().gpus)
 
     async def _gateway_version(self) -> str:
         version = (await self.gateway.observe()).version

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.errors import AgentError, Corrupt, SettingsError
 
-HEAD = "0003"
+HEAD = "0004"
 SCRIPTS = Path(__file__).parent / "migrations"
 KEEP_BACKUPS = 7
 

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 LAST_LINES = 40
 GOLDEN_LIMIT = 60.0
+FACTS_DEADLINE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class Performer:
     last_lines: Callable[[str, int, str, int], Awaitable[tuple[str, ...]]]
     report: Callable[[str, Progress], None]
     ask_golden: AskGolden
+    ask_facts: Callable[[tuple[str, int], str, float], Awaitable[dict[str, str]]]
     before_removal: Callable[[Found], Awaitable[None]]
 
     async def perform(self, d: WantedDeployment, step: Step) -> None:
@@ -132,6 +134,7 @@ class Performer:
                 await self._write(self.store.set_holding, d.name, None)
             case Promote(revision):
                 await self._write(self.store.promote, d.name, revision.number, self._instant())
+                await self._note_facts(revision)
             case Fail():
                 await self._fail(d, step.revision, step.step, step.reason, step.message, step.replica)
             case Bury():
@@ -146,6 +149,18 @@ class Performer:
                 await self._write(self.store.forget_previous, d.name)
             case Forget():
                 await self._write(self.store.finish_removal, d.name)
+
+    async def _note_facts(self, revision: WantedRevision) -> None:
+        """Ask one replica of what serves now on what it runs, where its runtime can tell."""
+        try:
+            path = (await asyncio.to_thread(self.recipes, revision)).launch.facts_path
+        except AgentError:  # the runtime's file may be gone, and what serves goes on serving
+            return
+        replica = next((r.found for r in self.seen.seen().replicas if r.ready and r.found.body == revision.body), None)
+        if path is None or replica is None or replica.address is None:
+            return
+        if facts := await self.ask_facts(replica.address, path, FACTS_DEADLINE):
+            await self._write(self.store.set_facts, revision.spec.version, facts)
 
     # --- the longer ones ---------------------------------------------------------------------------------------
 

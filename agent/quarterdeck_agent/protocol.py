@@ -122,7 +122,10 @@ class PushPlan:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An immutable model version. `id` is the SHA-256 of its canonical manifest, `label` names that id for ever."""
+    """An immutable model version. `id` is the SHA-256 of its canonical manifest, `label` names that id for ever.
+
+    `facts` is what its replicas on this host last said they run on: versions of python, torch and CUDA, the device.
+    """
 
     id: str
     label: str
@@ -136,6 +139,7 @@ class Version:
     pickle_allowed: bool = False
     card: str | None = None
     formats: tuple[str, ...] = ()
+    facts: dict[str, str] = field(default_factory=dict)
 
 
 # --- runtimes --------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ _steps = msgspec.json.Decoder(tuple[StepRecord, ...])
 _changes = msgspec.json.Decoder(tuple[Change, ...])
 _files = msgspec.json.Decoder(tuple[ManifestFile, ...])
 _texts = msgspec.json.Decoder(tuple[str, ...])
+_facts = msgspec.json.Decoder(dict[str, str])
 _config = msgspec.json.Decoder(dict[str, Any])
 _crashes = msgspec.json.Decoder(list[tuple[str, float, str]])
 _xids = msgspec.json.Decoder(tuple[tuple[int, datetime], ...])
@@ -101,6 +102,7 @@ def version(row: VersionRow) -> Version:
         pickle_allowed=row.pickle_allowed,
         card=row.card,
         formats=_texts.decode(row.formats),
+        facts=_facts.decode(row.facts) if row.facts else {},
     )
 
 

@@ -131,6 +131,18 @@ class Store:
                 session.add(rows.operation_row(operation))
             return rows.version(found)
 
+    def set_facts(self, version: str, facts: dict[str, str]) -> None:
+        """Remember what a version's replicas said that they run on; what is known already is not written again."""
+        with self._database.read() as session:
+            known = session.get(VersionRow, version)
+            if known is None or rows.version(known).facts == facts:
+                return
+        with self._database.write() as session:
+            row = session.get(VersionRow, version)
+            if row is not None:
+                row.facts = rows.to_json(facts)
+                session.add(row)
+
     def versions(self) -> tuple[Version, ...]:
         """All versions on this host, newest first."""
         with self._database.read() as session:

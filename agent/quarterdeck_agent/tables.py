@@ -28,6 +28,7 @@ class VersionRow(SQLModel, table=True):
     files: str
     manifest: bytes
     removed_at: str | None = None
+    facts: str | None = None
 
 
 class OperationRow(SQLModel, table=True):

@@ -63,8 +63,7 @@ class OpenInference(LitSpec):  # type: ignore[misc]
         return output
 
     async def server(self) -> Response:
-        torch = sys.modules.get("torch")
-        facts = self._facts | {"torch": getattr(torch, "__version__", None)}
+        facts = self._facts | _torch_facts(str(self._facts.get("device", "")))
         return json_answer({"name": PRODUCT, "version": _own_version(), "extensions": [], "facts": facts})
 
     async def live(self) -> Response:
@@ -138,6 +137,17 @@ class OpenInference(LitSpec):  # type: ignore[misc]
 
 def json_answer(value: object, status: int = 200) -> Response:
     return Response(tensors.dump(value), status, media_type=JSON)
+
+
+def _torch_facts(device: str) -> dict[str, Any]:
+    """The torch that the model brought in, the CUDA it was built with and the GPU it is on; nothing without torch."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "version"):
+        return {"torch": None}
+    found = {"torch": str(torch.__version__), "cuda": torch.version.cuda}
+    # Asking for a GPU's name where CUDA was never begun would begin it.
+    on_gpu = device.startswith("cuda") and torch.cuda.is_initialized()
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if on_gpu else {})
 
 
 def _own_version() -> str:

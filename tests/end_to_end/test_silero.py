@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.metadata
 import importlib.util
 import json
 import threading
@@ -149,6 +150,8 @@ def test_both_versions_answer_as_torch_does_through_an_upgrade_under_load_and_a_
     host.must("push", str(silero.bundles[NEW]))
     host.must("deploy", f"{NAME}:{OLD}", *QUICK)
     same_as_torch(host, silero, OLD)
+    facts = until(lambda: host.api("GET", f"/v1/versions/{NAME}:{OLD}")[1]["facts"], "the version tells its facts")
+    assert (facts["torch"], facts["device"]) == (importlib.metadata.version("torch"), "cpu")
 
     with Talk(host, silero) as talk:
         host.must("deploy", f"{NAME}:{NEW}", *QUICK)

@@ -169,6 +169,7 @@ class Parts:
     series: SeriesSource
     gpus: Gpus
     doctor: Callable[[], Awaitable[Sequence[protocol.Check]]] = no_checks
+    gpu_doctor: Callable[[], Awaitable[Sequence[protocol.Check]]] = no_checks
     metrics: Callable[[], bytes] = no_metrics
     upload_size: int = 2**40
     stop: asyncio.Event = field(default_factory=asyncio.Event)

@@ -67,8 +67,15 @@ async def runtimes(parts: Has) -> Response:
 @routes.get("/v1/doctor", response_model=list[protocol.Check], summary="Check the host")
 @needs(Role.VIEWER)
 async def doctor(parts: Has) -> Response:
-    """Looks at host, engine, gateway, store, disk and clock; each finding with its mend."""
+    """Looks at host, engine, gateway, store, disk, clock and GPUs; each finding with its mend."""
     return answer(tuple(await parts.doctor()))
+
+
+@routes.get("/v1/doctor/gpus", response_model=list[protocol.Check], summary="Have torch try each GPU")
+@needs(Role.OPERATOR)
+async def gpu_doctor(parts: Has) -> Response:
+    """Multiplies matrices and copies memory on one GPU after the other, about ten seconds each: right, and how fast."""
+    return answer(tuple(await parts.gpu_doctor()))
 
 
 @routes.get(

@@ -22,6 +22,9 @@ HEAD_LIMIT = 16 * 1024
 BODY_LIMIT = 8 * 1024 * 1024
 DETAIL_LIMIT = 400
 EXCERPT_LIMIT = 80
+FACTS_LIMIT = 32
+FACT_NAME = 40
+FACT_LIMIT = 200
 PARSE_INLINE = 64 * 1024
 """A JSON body up to this size is parsed on the loop (well under 1 ms), a larger one in a thread."""
 
@@ -102,6 +105,23 @@ async def golden(address: Address, golden: Golden, default_path: str, deadline: 
     detail = await _golden_difference(address, golden, golden.path or default_path, limit)
     elapsed = time.perf_counter() - began
     return GoldenResult(not detail, _cut(f"golden {golden.name!r}: {detail}", DETAIL_LIMIT) if detail else "", elapsed)
+
+
+async def facts(address: Address, path: str, deadline: float) -> dict[str, str]:
+    """What a replica says that it runs on: the `facts` of the object at `path`, cut to a bounded size.
+
+    Empty where it does not answer within `deadline` seconds, or says no such thing: nothing depends on it.
+    """
+    try:
+        async with asyncio.timeout(deadline):
+            answer = await _call(address, _request("GET", address, path, None), "GET")
+        said = json.loads(answer.body[:PARSE_INLINE]) if answer.status == 200 else None
+    except (TimeoutError, OSError, ValueError, RecursionError, _MalformedError):
+        return {}
+    found = said.get("facts") if isinstance(said, dict) else None
+    pairs = found.items() if isinstance(found, dict) else ()
+    told = [(key, value) for key, value in pairs if isinstance(value, str | int | float) and len(key) <= FACT_NAME]
+    return {key: _cut(str(value), FACT_LIMIT) for key, value in told[:FACTS_LIMIT]}
 
 
 async def _golden_difference(address: Address, golden: Golden, path: str, limit: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -11,25 +12,30 @@ from typing import Any
 import pytest
 
 import quarterdeck_agent
-from quarterdeck_agent.bundle import canonical, version_id
-from quarterdeck_agent.catalogue import Catalogue, load
-from quarterdeck_agent.changes import Changes
+from quarterdeck_agent.bundle import canonical, parse, version_id
+from quarterdeck_agent.catalogue import Catalogue, Launch, load
+from quarterdeck_agent.changes import Changes, body_digest
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
 from quarterdeck_agent.handover import Capacity
+from quarterdeck_agent.placement import Sight
 from quarterdeck_agent.protocol import (
     ChangeRequest,
     DeployRequest,
     Failure,
     FailureReason,
+    Gpu,
+    GpuFacts,
     Limits,
     Operation,
     OperationState,
     RollbackRequest,
     ScaleRequest,
+    Spec,
     Version,
 )
 from quarterdeck_agent.store import Store
+from quarterdeck_agent.torch_build import TorchBuild
 from quarterdeck_agent.wanted import Instant
 
 GIB = 2**30
@@ -96,6 +102,34 @@ def test_a_preview_changes_nothing_and_tells_what_the_change_then_does(desk: Des
     }
     assert preview.if_it_fails == "toy:1 goes on serving"
     assert desk.store.revision("toy", 2).handover == preview.handover == "overlap"
+
+
+def test_a_torch_that_no_gpu_of_the_host_could_run_is_refused_before_anything_is_written(desk: Desk) -> None:
+    gpu = Gpu(0, "GPU-0", "NVIDIA H100", memory_total=80 * GIB, memory_used=0, memory_free=80 * GIB)
+    facts = GpuFacts("GPU-0", driver="520.61", cuda="11.8", compute_capability=(9, 0))
+    desk.capacity = Capacity(sight=Sight((gpu,), facts=(facts,)))
+    on_gpu = {"runtime": "python", "settings": {"handler": "handler:Model"}, "resources": {"gpus": 1}}
+    version = desk.version("1", **on_gpu)
+    desk.changes = replace(desk.changes, torch_build=lambda: TorchBuild("2.13.0", "12.8", ("sm_90",)))
+    why = re.escape("built for CUDA 12.8, and the driver 520.61 runs CUDA up to 11.8")
+    with pytest.raises(InvalidInput, match=why):
+        desk.changes.preview_deploy("toy", DeployRequest(version))
+    with pytest.raises(InvalidInput, match=why):
+        desk.deploy(version)
+    assert desk.store.operations(target="toy") == ()
+    # Another image brings its own torch, a version without GPUs needs none of it, and what fits is let through.
+    desk.deploy(desk.version("2", **{**on_gpu, "runtime": "command", "settings": {"command": ["serve"]}}))
+    desk.deploy(desk.version("3", **{**on_gpu, "resources": {}}))
+    desk.changes = replace(desk.changes, torch_build=lambda: TorchBuild("2.13.0", "11.8", ("sm_90",)))
+    desk.deploy(version)
+
+
+def test_what_is_known_of_a_launch_does_not_change_its_body() -> None:
+    launch = Launch("image", ("serve",), {}, 8000, "/", "/")
+    spec, model = Spec("0" * 64, "toy:1"), parse({"name": "toy", "version": "1", "runtime": "command"})
+    assert body_digest(spec, model, launch) == body_digest(
+        spec, model, replace(launch, facts_path="/v2", own_torch=True)
+    )
 
 
 def test_what_a_deploy_does_not_name_stays_as_it_runs(desk: Desk) -> None:

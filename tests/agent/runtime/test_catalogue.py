@@ -35,7 +35,14 @@ LAUNCHES: list[tuple[str, dict[str, Any], str, Launch]] = [
         {"handler": "handler:Model"},
         "process",
         Launch(
-            None, (*SERVE, "127.0.0.1", "--port", "{port}", "--name", "{name}"), {}, 8000, "/v2/health/ready", INFER
+            None,
+            (*SERVE, "127.0.0.1", "--port", "{port}", "--name", "{name}"),
+            {},
+            8000,
+            "/v2/health/ready",
+            INFER,
+            facts_path="/v2",
+            own_torch=True,
         ),
     ),
     (
@@ -43,7 +50,14 @@ LAUNCHES: list[tuple[str, dict[str, Any], str, Launch]] = [
         {"handler": "handler:Model", "batch": 8},
         "docker",
         Launch(
-            RUNTIME, (*SERVE, "0.0.0.0", "--port", "{port}", "--name", "{name}"), {}, 8000, "/v2/health/ready", INFER
+            RUNTIME,
+            (*SERVE, "0.0.0.0", "--port", "{port}", "--name", "{name}"),
+            {},
+            8000,
+            "/v2/health/ready",
+            INFER,
+            facts_path="/v2",
+            own_torch=True,
         ),
     ),
     (
@@ -51,7 +65,14 @@ LAUNCHES: list[tuple[str, dict[str, Any], str, Launch]] = [
         {"file": "vad.jit", "reset": "reset_states", "sequence": True},
         "docker",
         Launch(
-            RUNTIME, (*SERVE, "0.0.0.0", "--port", "{port}", "--name", "{name}"), {}, 8000, "/v2/health/ready", INFER
+            RUNTIME,
+            (*SERVE, "0.0.0.0", "--port", "{port}", "--name", "{name}"),
+            {},
+            8000,
+            "/v2/health/ready",
+            INFER,
+            facts_path="/v2",
+            own_torch=True,
         ),
     ),
     (

@@ -287,3 +287,26 @@ def test_a_golden_request_ends_with_the_shorter_of_the_two_deadlines() -> None:
 )
 def test_json_is_compared_as_the_golden_rules_say(got: object, expected: object, tolerance: float, says: str) -> None:
     assert difference(got, expected, tolerance) == says
+
+
+def facts_of(server: Server) -> dict[str, str]:
+    with server.serve() as address:
+        return asyncio.run(probe.facts(address, "/v2", 5.0))
+
+
+def test_facts_are_taken_as_short_texts_and_nothing_else() -> None:
+    said = {"torch": "2.13.0", "threads": 2, "cuda": None, "nested": {"a": 1}, "k" * 41: "v", "long": "x" * 1000}
+    found = facts_of(Server(json_answer({"name": "r", "facts": said})))
+    assert found.keys() == {"torch", "threads", "long"}
+    assert (found["torch"], found["threads"]) == ("2.13.0", "2")
+    assert len(found["long"]) <= probe.FACT_LIMIT
+    many = facts_of(Server(json_answer({"facts": {f"k{n}": n for n in range(1000)}})))
+    assert len(many) == probe.FACTS_LIMIT
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [json_answer({"facts": {"torch": "2"}}, "500 Oh"), json_answer([]), json_answer({"facts": 1}), b"nonsense", b""],
+)
+def test_a_replica_that_tells_no_facts_is_no_trouble(raw: bytes) -> None:
+    assert facts_of(Server(raw)) == {}

@@ -34,6 +34,17 @@ def test_a_version_comes_back_as_it_was_given(store: Store) -> None:
     assert store.operations(1)[0].kind == "push"
 
 
+def test_what_a_version_ran_on_is_kept_and_written_only_when_it_is_new(store: Store) -> None:
+    store.add_version(version(), b"", push())
+    facts = {"torch": "2.13.0", "device": "cuda:0"}
+    store.set_facts(version().id, facts)
+    assert store.version("digits:1").facts == facts
+    before = store.writes
+    store.set_facts(version().id, dict(facts))
+    store.set_facts("f" * 64, facts)
+    assert store.writes == before
+
+
 def test_a_label_names_one_id_for_ever_also_after_its_removal(store: Store) -> None:
     store.add_version(version(), b"", push())
     with pytest.raises(Conflict):

@@ -39,6 +39,7 @@ def _facts(each: Version, now: datetime) -> list[Content]:
             pair("formats", formats), ("  ▲ pickle was allowed" if each.pickle_allowed else "", Severity.WARNING)
         ),
         pair("pushed", f"{views.instant(each.created_at)} ({views.age(each.created_at, now)} ago) by {each.by}"),
+        *([pair("ran on", ", ".join(f"{key} {value}" for key, value in each.facts.items()))] if each.facts else []),
     ]
 
 
