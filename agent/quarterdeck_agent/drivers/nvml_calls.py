@@ -30,10 +30,14 @@ LOST = frozenset({GPU_IS_LOST, RESET_REQUIRED})
 REFUSED = frozenset({NOT_SUPPORTED, NO_PERMISSION, FUNCTION_NOT_FOUND})
 """The answer would be the same next second."""
 
+_RESET = "stop qd-agent (replicas go on) and whatever uses the GPU, then nvidia-smi --gpu-reset; or reboot the host"
+# No process may have the GPU open then, also none that only watches it through NVML:
+# https://github.com/NVIDIA/gpu-operator/issues/118
+
 _CURES = {
-    GPU_IS_LOST: "it has fallen off the bus: see dmesg for Xid 79, then reset the GPU or reboot the host",
-    RESET_REQUIRED: "it needs a reset: nvidia-smi --gpu-reset, or reboot the host",
-    UNKNOWN: "see dmesg for Xid errors; if there are none, reset the GPU or reboot the host",
+    GPU_IS_LOST: f"it has fallen off the bus (see dmesg for Xid 79): {_RESET}",
+    RESET_REQUIRED: f"to reset it: {_RESET}",
+    UNKNOWN: f"see dmesg for Xid errors; if it does not pass: {_RESET}",
 }
 
 

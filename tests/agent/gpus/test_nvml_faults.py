@@ -19,6 +19,7 @@ from tests.nvml.fake import (
     FakeEvent,
     FakeGpu,
     FakeNvml,
+    FakeProcess,
     Fault,
     Machine,
     uuid_of,
@@ -349,5 +350,32 @@ def test_an_error_that_nobody_knows_is_a_state(fake_nvml: FakeNvml) -> None:
             assert seen.detail.startswith("NVML: ")
             there.write(FOUR)
             assert (await there.read(after=5)).state is PartState.OK
+
+    asyncio.run(run())
+
+
+def test_a_driver_that_is_reloaded_again_and_again_is_always_told_as_it_is(fake_nvml: FakeNvml) -> None:
+    """Loads and counts in any order, with processes and events under way: no reading tells of another machine."""
+
+    async def run() -> None:
+        with host(fake_nvml, FOUR) as there:
+            await there.read()
+            for turn in range(40):
+                many = turn % 5 + 1
+                gpus = tuple(
+                    FakeGpu(
+                        memory_used=turn << 20,
+                        processes=(FakeProcess(turn + 1, 1 << 30),),
+                        events=(FakeEvent(turn + 1, 13),),
+                    )
+                    for _ in range(many)
+                )
+                there.write(Machine(gpus, generation=turn + 2))
+                there.nodes = turn
+                seen = await there.read(after=10)
+                assert seen.state is PartState.OK
+                assert [(one.memory_used, one.health) for one in seen.gpus] == [(turn << 20, GpuHealth.OK)] * many
+                assert {pid.pid for listed in seen.processes.values() for pid in listed} == {turn + 1}
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("nvml") and thread.is_alive()]
 
     asyncio.run(run())
