@@ -171,6 +171,11 @@ class Client:
         method, path = _change(kind, name)
         return decode(await self._send(method, path, request, headers), Operation, self.host.name)
 
+    async def trust_gpu(self, uuid: str, request: ChangeRequest, *, operation_id: str) -> Operation:
+        """Say that a GPU is well again. Asking again with the same `operation_id` returns the first result."""
+        raw = await self._send("POST", f"/gpus/{_part(uuid)}/trust", request, {OPERATION_HEADER: operation_id})
+        return decode(raw, Operation, self.host.name)
+
     # --- pushing ---
 
     async def plan_push(self, request: PushRequest) -> PushPlan:

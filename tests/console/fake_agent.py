@@ -319,6 +319,9 @@ class FakeAgent:
             return Reply(stream=self._logs(seen), media="application/x-ndjson")
         if seen.path in ("/v1/pushes", "/v1/versions") or seen.path.startswith("/v1/blobs/"):
             return self._pushing(seen)
+        if seen.path.startswith("/v1/gpus/") and seen.path.endswith("/trust") and seen.method == "POST":
+            done = p.OperationState.SUCCEEDED
+            return Reply(replace(self.operation, kind="trust-gpu", target=seen.path.split("/")[3], state=done), 202)
         if seen.path.startswith("/v1/deployments/digits") and seen.method in ("PUT", "POST", "DELETE"):
             return Reply(PREVIEW) if seen.query.get("plan") == "true" else Reply(self.operation, 202)
         return problem(404, "not_found", "There is no such thing here", hint="`qd status` lists what there is.")

@@ -287,3 +287,40 @@ def read_until(terminal: int, text: bytes, seconds: float = 15.0) -> bytes:
         assert time.monotonic() < end, shown
         shown += os.read(terminal, 65536)
     return shown
+
+
+# --- trust -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reference", ["2", "GPU-2"])
+def test_a_gpu_can_be_trusted_again(gpu_agent: FakeAgent, fleet: Path, reference: str) -> None:
+    ran = qd(fleet, "gpus", "--trust", reference, "--why", "reset and tested", "--yes")
+    assert (ran.code, ran.out) == (0, "GPU 2 of box is trusted again; nothing moves back to it by itself\n")
+    (asked,) = gpu_agent.asked("POST /v1/gpus/")
+    assert asked.path == "/v1/gpus/GPU-2/trust"
+    assert json.loads(asked.body) == {"why": "reset and tested"}
+    assert asked.headers["operation-id"]
+
+
+def test_trusting_a_gpu_gives_its_operation_as_json(gpu_agent: FakeAgent, fleet: Path) -> None:
+    ran = qd(fleet, "gpus", "--trust", "2", "--yes", "--json")
+    (item,) = json.loads(ran.out)["items"]
+    assert (item["host"], item["kind"], item["target"], item["state"]) == ("box", "trust-gpu", "GPU-2", "succeeded")
+
+
+@pytest.mark.parametrize("reference", ["7", "1.0", "MIG-1-0", "GPU"])
+def test_only_a_whole_gpu_of_the_host_can_be_trusted(gpu_agent: FakeAgent, fleet: Path, reference: str) -> None:
+    ran = qd(fleet, "gpus", "--trust", reference, "--yes")
+    assert ran.code == 2
+    assert f"box has no GPU {reference}" in ran.err and "its GPUs: 0 (GPU-0)" in ran.err
+    assert gpu_agent.asked("POST") == []
+
+
+def test_without_an_answer_nothing_is_trusted(gpu_agent: FakeAgent, fleet: Path) -> None:
+    ran = qd(fleet, "gpus", "--trust", "2")
+    assert ran.code != 0
+    assert gpu_agent.asked("POST") == []
+
+
+def test_trusting_and_watching_at_once_is_a_mistake(gpu_agent: FakeAgent, fleet: Path) -> None:
+    assert qd(fleet, "gpus", "--trust", "2", "--watch").code == 2

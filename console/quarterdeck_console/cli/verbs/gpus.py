@@ -31,6 +31,7 @@ METRICS = (
     qd gpus --since 24h
     qd gpus --since 7d --metric power --metric temperature
     qd gpus --json | jq '.items[] | select(.health != "ok") | [.host, .gpu, .why]'
+    qd gpus --trust 0 --why 'reset and tested' --host gpu-1
     qd gpus --since 1h --json | jq '.items[] | [.host, .gpu, .name, (.samples | length)]'
     """,
 )
@@ -48,13 +49,34 @@ METRICS = (
     "--points", type=click.IntRange(2, 50_000), metavar="N",
     help="With --since and --json, at most so many points of each gauge.",
 )  # fmt: skip
-def command(call: Call, watch: bool, since: datetime | None, metric: tuple[str, ...], points: int | None) -> int:
+@click.option(
+    "--trust", metavar="GPU",
+    help="After a reset or a repair: let this GPU of the host (its number, or uuid) take claims again.",
+)  # fmt: skip
+@click.option("--why", default="", metavar="TEXT", help="With --trust, why; kept in the history.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before trusting.")
+def command(
+    call: Call,
+    watch: bool,
+    since: datetime | None,
+    metric: tuple[str, ...],
+    points: int | None,
+    trust: str | None,
+    why: str,
+    yes: bool,
+) -> int:
     """Show every GPU and MIG instance with its load, memory, temperature, power and health.
 
     Under each stands whose its memory is: each replica of a deployment, processes that Quarterdeck does not manage
     with their user and command, and what no process explains. A host that does not answer is a row with its error, and
     the exit code is 6.
     """
+    if trust is not None:
+        if watch or since is not None:
+            raise Usage("--trust makes a change, --watch and --since show", hint="give one of them")
+        from quarterdeck_console.cli.gpu_trust import trust_gpu
+
+        return trust_gpu(call, trust, why, yes)
     if since is None:
         if metric or points:
             raise Usage("--metric and --points are about the past", hint="say how far back: qd gpus --since 24h")
