@@ -80,6 +80,13 @@ def devices(status: HostStatus | None) -> tuple[Device, ...]:
     return tuple(device(gpu, label) for gpu, label in _labelled(status.gpus))
 
 
+def ordered(gpus: Sequence[Gpu]) -> Iterator[Gpu]:
+    """GPUs in the order in which a host lists them, each followed by its MIG instances."""
+    if any(gpu.parent is not None for gpu in gpus):
+        return (gpu for gpu, _ in _labelled(gpus))
+    return iter(gpus)
+
+
 def _labelled(gpus: Sequence[Gpu]) -> Iterator[tuple[Gpu, str]]:
     whole = {gpu.uuid for gpu in gpus if gpu.parent is None}
     instances: dict[str, list[Gpu]] = {}

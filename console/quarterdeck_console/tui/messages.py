@@ -220,11 +220,12 @@ class WantSeries(Want):
 
 @dataclass
 class SeriesCame(Message):
-    """The points of a gauge, or why not."""
+    """The points of a gauge since the time that was asked for, or why not."""
 
     host: str
     name: str
     key: str
+    since: datetime | None = None
     series: Series | None = None
     error: ConsoleError | None = None
 

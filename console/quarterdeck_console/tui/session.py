@@ -197,9 +197,9 @@ class Session:
     async def _series(self, want: m.WantSeries) -> None:
         try:
             found = await self._backend.series(want.host, want.name, want.key, want.since, want.points)
-            came = m.SeriesCame(want.host, want.name, want.key, found)
+            came = m.SeriesCame(want.host, want.name, want.key, want.since, found)
         except ConsoleError as error:
-            came = m.SeriesCame(want.host, want.name, want.key, error=error)
+            came = m.SeriesCame(want.host, want.name, want.key, want.since, error=error)
         want.asker.post_message(came)
 
     async def _previews(self, want: m.WantPreviews) -> None:

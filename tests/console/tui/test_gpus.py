@@ -10,10 +10,14 @@ from datetime import datetime, timedelta
 import pytest
 
 from quarterdeck_agent import protocol as p
-from quarterdeck_console import chart
+from quarterdeck_console import chart, gpus
 from quarterdeck_console.errors import NotFound
+from quarterdeck_console.tui import marks
+from quarterdeck_console.tui import messages as m
+from quarterdeck_console.tui.screens import gpus_text
 from quarterdeck_console.tui.screens.gpus import GpusScreen
-from tests.console.simulation import NOW, Simulation, ago, gpu, host_status
+from quarterdeck_console.tui.widgets.pane import Pane
+from tests.console.simulation import FELL_OFF, NOW, Simulation, ago, facts, gpu, held, host_status, replica
 from tests.console.tui.driving import Driver, drive
 
 HOSTILE = "[/x] [@click=app.quit]quit[/] \x1b]52;c;aGk=\x07"
@@ -182,6 +186,174 @@ def test_hostile_names_are_text() -> None:
         assert "[@click=app.quit]" in d.text and d.app.is_running
 
     drive(story, simulation=simulation, size=(160, 40))
+
+
+# --- whose memory it is ----------------------------------------------------------------------------------------------
+
+
+def about(d: Driver) -> str:
+    return d.app.screen.query_one("#about", Pane).text
+
+
+def test_a_row_draws_memory_by_owner_and_says_whose_it_is() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        line = d.line_with("512/700W")
+        assert "██████▓▒" in line, "deployments, unmanaged, unexplained"
+        assert "llama-chat 56G · unmanaged 3.3G · unexplained 1.7G" in line
+        assert "  –" in d.line_with("gpu-a2          1"), "nobody's"
+
+    drive(story, size=(180, 40))
+
+
+def test_the_memory_of_the_gpu_under_the_cursor_is_told_to_the_process() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        await d.until(lambda: "free" in about(d), "it is there")
+        for line in (
+            "llama-chat r17 (llama-chat-17-1)  56.0 GiB",
+            "unmanaged pid 4711 alice python    3.0 GiB  2% busy",
+            "unmanaged pid 2101 root Xorg       300 MiB  graphics",
+            "unexplained                        1.7 GiB",
+            "free                              19.0 GiB",
+        ):
+            assert line in about(d)
+        for fact in ("570.86.15, CUDA up to 12.8, compute 9.0", "00000000:18:00.0, gen 5 ×16", "2 of 2 up: GPU 1 ×2"):
+            assert fact in about(d)
+        assert "0 corrected (ever 4), 0 uncorrected (ever 0)" in about(d)
+
+    drive(story)
+
+
+def test_whose_memory_it_is_changes_in_place() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        stranger = p.GpuProcess(815, 40 << 30, user="eve", command="train")
+        d.simulation.delta("gpu-a1", "gpu_use", "GPU-gpu-a1-0", p.GpuUse("GPU-gpu-a1-0", (stranger,)))
+        await d.until(lambda: "unmanaged pid 815 eve train" in about(d), "it is told")
+        assert "unmanaged 40G" in d.line_with("512/700W")
+
+    drive(story, size=(180, 40))
+
+
+def test_mig_instances_stand_below_their_gpu_with_their_own_memory() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        rows = [line for line in d.text.splitlines() if line.lstrip("▌ ").startswith("gpu-b1")]
+        assert ["MIG: vad" in rows[0], "MIG 3g.40gb" in rows[1], "MIG 1g.10gb" in rows[2]] == [True] * 3
+        assert " 0.1 " in rows[2] and "8/10 GiB" in rows[2] and "vad 7.4G" in rows[2]
+        await d.press("G", "k", "k", "k")
+        await d.until(lambda: "GPU 0 on gpu-b1" in about(d), "the GPU itself")
+        assert "MIG 0.1  1g.10gb  8/10 GiB  vad r4 (vad-4-1), unexplained" in about(d)
+        await d.press("j", "j", "enter")
+        await d.shows("› vad on gpu-b1")
+
+    drive(story, size=(180, 40))
+
+
+def test_a_sick_gpu_says_why_and_what_to_do() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        await d.press(*"jjjjj")
+        await d.until(lambda: "GPU 2 on gpu-a2" in about(d), "the lost one")
+        assert f"✖ lost: {FELL_OFF}" in about(d)
+        assert "Xid 79  the GPU fell off the bus → reboot the host" in about(d)
+        assert "lost: Xid 79" in d.text
+
+    drive(story)
+
+
+def test_at_80_by_24_v_shows_the_text_in_place_of_the_chart_and_esc_leaves_it() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        assert "unmanaged pid 4711 alice" not in d.text.partition("WHOSE")[2].partition("GPU 0 on")[0]
+        await d.press("v")
+        await d.shows("llama-chat r17 (llama-chat-17-1)  56.0 GiB")
+        assert "-15m" not in d.text
+        await d.press("escape")
+        await d.shows("-15m")
+        await d.press("z")
+        await d.until(lambda: "WHOSE MEMORY" not in d.text, "the table is gone")
+        await d.press("escape")
+        await d.shows("WHOSE MEMORY")
+        assert all(len(line) <= 80 for line in d.text.splitlines())
+
+    drive(story, size=(80, 24))
+
+
+def test_a_month_is_asked_for_in_no_more_points_than_can_be_drawn() -> None:
+    asked: list[tuple[datetime | None, int | None]] = []
+
+    class Month(Simulation):
+        async def series(
+            self, host: str, name: str, key: str, since: datetime | None, points: int | None = None
+        ) -> p.Series:
+            asked.append((since, points))
+            return await super().series(host, name, key, since, points)
+
+    async def story(d: Driver) -> None:
+        await opened(d)
+        await d.press(*"tttt")
+        await d.shows("last 30d")
+        await d.shows("-30d")
+        await d.until(lambda: asked[-1][0] == d.simulation.at - timedelta(days=30), "a month of it")
+        assert asked[-1][1] == 600
+        assert "qd gpus --host gpu-a1 --since 30d" in d.text
+
+    drive(story, simulation=Month(), size=(200, 60))
+
+
+def test_a_late_answer_about_another_span_is_not_shown() -> None:
+    async def story(d: Driver) -> None:
+        view = await opened(d)
+        await d.shows("highest 90%")
+        old = p.Series("gpu.utilisation", "GPU-gpu-a1-0", "ratio", (p.Sample(d.simulation.at, 0.01),))
+        late = m.SeriesCame("gpu-a1", old.name, old.key, d.simulation.at - timedelta(days=30), old)
+        assert view.post_message(late)
+        await d.press("j", "k")
+        await d.pilot.pause()
+        assert "highest 90%" in d.text
+
+    drive(story)
+
+
+@pytest.mark.parametrize(
+    ("shares", "drawn"),
+    [
+        ([0.5, 0.25], "████▓▓░░"), ([0.001, 0.001], "█▓░░░░░░"), ([1.0, 0.001], "███████▓"), ([0.0, 0.0], "░░░░░░░░"),
+        ([0.9, 0.9], "████▓▓▓▓"),
+    ],
+)  # fmt: skip
+def test_whatever_is_there_gets_a_column(shares: list[float], drawn: str) -> None:
+    assert marks.parts(list(zip("█▓", shares, strict=True)), 8) == drawn
+
+
+def test_two_deployments_on_one_gpu_differ_without_colour() -> None:
+    both = tuple(held(replica(name, 1), 20 << 30, pid) for pid, name in enumerate(("a", "b")))
+    each = gpus.Device(gpu("x", 0, memory_used=40 << 30), "0", None, p.GpuUse("GPU-x-0", both))
+    text = gpus_text.device("x", each, (each,), 82).plain
+    assert "█" * 15 + "▇" * 15 + "░" * 30 in text
+    assert "█ a r1 (a-1-1)" in text and "▇ b r1 (b-1-1)" in text
+
+
+def test_every_fact_has_its_words() -> None:
+    known = facts(
+        "x", 0, nvlinks=(p.NvLink(0, True, 4, None), p.NvLink(1, True, 4, "GPU-elsewhere"), p.NvLink(2, False)),
+        pcie_generation=3, retired_pages=2, retired_pending=True, remap_pending=True, remap_failed=True,
+        ecc_uncorrected=1, labels=("fast", "left"),
+    )  # fmt: skip
+    busy = gpu(
+        "x", 0, throttle=("thermal",), clock_graphics=1_980_000_000, performance_state=0, fan=0.3, pcie_sent=1 << 30,
+        utilisation_encoder=0.1,
+    )  # fmt: skip
+    text = gpus_text.device("x", gpus.Device(busy, "0", known), (), 80).plain
+    for words in (
+        "2 of 3 up: switch ×1, GPU-elsewhere ×1", "gen 3 ×16 (may be gen 5 ×16)", "2 retired pages",
+        "▲ a remap waits for a reset", "▲ a remap FAILED", "▲ a retirement waits for a reboot", "1 uncorrected",
+        "fast, left", "▲ slowed down: thermal", "1980 MHz graphics, – memory, P0", "fan 30%", "1.0 GiB/s sent",
+        "(encoder 10%)", "does not tell whose memory",
+    ):  # fmt: skip
+        assert words in text, words
 
 
 # --- the chart -------------------------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from quarterdeck_agent import protocol as p
 from quarterdeck_console.clean import clean
 from quarterdeck_console.tui.messages import LogEntry, Target
 from tests.console.simulation import (
+    GIB,
     NOW,
     Simulation,
     deployment,
+    facts,
     gpu,
     host_status,
     operation,
@@ -38,7 +40,43 @@ def hostile() -> Simulation:
     status = host_status(
         "gpu-a1",
         parts=(p.Part("nvml", p.PartState.FAILED, NOW, detail=EVIL),),
-        gpus=(gpu("gpu-a1", 0, name=EVIL, uuid=EVIL, utilisation=0.5),),
+        gpus=(
+            gpu(
+                "gpu-a1",
+                0,
+                name=EVIL,
+                uuid=EVIL,
+                utilisation=0.5,
+                health=p.GpuHealth(EVIL),
+                why=EVIL,
+                throttle=(EVIL,),
+                memory_used=GIB,
+            ),
+            gpu("gpu-a1", 1, name=EVIL, uuid=f"{EVIL}1", parent=EVIL, profile=EVIL, instance=0),
+        ),
+        gpu_facts=(
+            facts(
+                "gpu-a1",
+                0,
+                uuid=EVIL,
+                pci_bus=EVIL,
+                driver=EVIL,
+                cuda=EVIL,
+                compute_mode=EVIL,
+                labels=(EVIL,),
+                nvlinks=(p.NvLink(0, True, 4, EVIL),),
+                xids=(p.XidEvent(NOW, 79, EVIL, EVIL),),
+            ),
+        ),
+        gpu_uses=(
+            p.GpuUse(
+                EVIL,
+                (
+                    p.GpuProcess(1, GIB, user=EVIL, command=EVIL),
+                    p.GpuProcess(2, GIB, user=EVIL, command=EVIL, replica=EVIL, deployment=EVIL, revision=3),
+                ),
+            ),
+        ),
         deployments=(bad,),
         traffic=(p.Traffic(EVIL, 3, 1.0, rate=1.0, errors=0.5),),
         operations=(
@@ -63,7 +101,8 @@ def hostile() -> Simulation:
 
 WAYS: dict[str, tuple[str, ...]] = {
     "fleet": (), "deployment": ("d",), "logs": ("l",), "yaml": ("y",), "json": ("J",), "versions": ("2",),
-    "operations": ("3",), "gpus": ("4",), "deploy": ("D",), "rollback": ("R",), "scale": ("C",), "restart": ("T",),
+    "operations": ("3",), "gpus": ("4",), "one gpu": ("4", "v", "z"),
+    "deploy": ("D",), "rollback": ("R",), "scale": ("C",), "restart": ("T",),
     "palette": ("colon", *"describe [/x"), "filter": ("slash", *"[/x][@"),
 }  # fmt: skip
 

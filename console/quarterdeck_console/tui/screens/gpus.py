@@ -85,6 +85,7 @@ class GpusScreen(TargetView):
         self._span = 1
         self._series: dict[tuple[str, str, str], tuple[Sample, ...] | str] = {}
         self._asked_at: dict[tuple[str, str, str], datetime] = {}
+        self._wanted_since: dict[tuple[str, str, str], datetime] = {}
         self._resting: Timer | None = None
 
     def body(self) -> ComposeResult:
@@ -108,12 +109,13 @@ class GpusScreen(TargetView):
             return Content("")
         host, device = found
         words_of = gpus.health_words(device) and f"⚠ {device.gpu.health}: {device.gpu.why}   "
-        owned = " · ".join(gpus.owned(share) for share in gpus.shares(device))
+        owned = " · ".join(gpus.owned(share) for share in gpus.shares(device) if not device.gpu.mig)
         return words.joined((f" {device.what} on {host}  ", "bold"), (words_of, gpus.severity(device.gpu)), (owned, ""))
 
     def command(self) -> str:
-        found = self.targets()
-        return commands.words("describe", found[0].name, *commands.on_hosts(found[:1])) if found else ""
+        if (found := self.found) is None:
+            return ""
+        return commands.words("gpus", "--host", found[0], "--since", span(SPANS[self._span].total_seconds()))
 
     # --- showing ---------------------------------------------------------------------------------------------------
 
@@ -150,13 +152,15 @@ class GpusScreen(TargetView):
             key = (host, metric.series, gpu.uuid)
             length = SPANS[self._span]
             if key not in self._asked_at or now - self._asked_at[key] >= max(FRESH, length / MINUTES):
-                self._asked_at[key] = now
+                self._asked_at[key], self._wanted_since[key] = now, now - length
                 self.post_message(m.WantSeries(self, host, metric.series, gpu.uuid, now - length, POINTS))
 
     @on(m.SeriesCame)
     def _came(self, event: m.SeriesCame) -> None:
         event.stop()
         key = (event.host, event.name, event.key)
+        if event.since != self._wanted_since.get(key):
+            return  # of a span that is not looked at any more
         if event.series is not None:
             self._series[key] = event.series.samples
         elif event.error is not None and not isinstance(self._series.get(key), tuple):
@@ -252,6 +256,7 @@ class GpusScreen(TargetView):
         self._span = (self._span + 1) % len(SPANS)
         self._asked_at.clear()
         self._again()
+        self.show_keys()
 
 
 def _coloured(line: str) -> Content:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 
 from quarterdeck_agent.protocol import Gpu, GpuHealth
 from quarterdeck_console import gpus, views
@@ -18,6 +18,8 @@ from quarterdeck_console.views import NOTHING, Cell, Severity
 
 BAR = 8
 SPARK = 16
+WORTH_A_WORD = 64 << 20
+"""Unexplained bytes from which a row mentions them; the text below tells every one."""
 
 COLUMNS = (
     Column("host", "HOST", 12), Column("index", "GPU", 4, number=True), Column("load", "LOAD", BAR + 5),
@@ -30,13 +32,31 @@ COLUMNS = (
 HEALTH = {GpuHealth.LOST: 0, GpuHealth.SICK: 1, GpuHealth.DEGRADED: 2, GpuHealth.OK: 4}
 
 
+class _Host:
+    """What the rows of one host share, worked out when the first of them is looked at."""
+
+    def __init__(self, state: HostState) -> None:
+        self.state = state
+
+    @cached_property
+    def devices(self) -> Mapping[str, Device]:
+        return {each.gpu.uuid: each for each in gpus.devices(self.state.status)}
+
+    @cached_property
+    def owners(self) -> Mapping[str, tuple[str, ...]]:
+        return owners_of(self.state)
+
+
 def lines(fleet: FleetState, history: History, now: datetime) -> Iterator[Later]:
     """One row for each GPU and each MIG instance, in the hosts' order."""
-    for host in fleet.hosts.values():
-        given = owners_of(host)
-        for device in gpus.devices(host.status):
-            owners = given.get(device.gpu.uuid, ())
-            yield Later((host.name, device.gpu.uuid), partial(_row, host, device, owners, history, now))
+    for state in fleet.hosts.values():
+        host = _Host(state)
+        for gpu in gpus.ordered(state.status.gpus) if state.status is not None else ():
+            yield Later((state.name, gpu.uuid), partial(_line, host, gpu.uuid, history, now))
+
+
+def _line(host: _Host, uuid: str, history: History, now: datetime) -> Line:
+    return _row(host.state, host.devices[uuid], host.owners.get(uuid, ()), history, now)
 
 
 def owners_of(host: HostState) -> Mapping[str, tuple[str, ...]]:
@@ -148,6 +168,7 @@ def _whose(device: Device, owners: tuple[str, ...]) -> list[str]:
     told += [name for name in owners if name not in held]
     if unmanaged is not None:
         told.append(f"unmanaged {gpus.gib(unmanaged)}G")
-    if device.use is not None and device.use.unexplained:
-        told.append(f"unexplained {gpus.gib(device.use.unexplained)}G")
+    unexplained = (device.use.unexplained if device.use is not None else None) or 0
+    if unexplained >= WORTH_A_WORD:
+        told.append(f"unexplained {gpus.gib(unexplained)}G")
     return told

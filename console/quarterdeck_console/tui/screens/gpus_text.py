@@ -30,10 +30,15 @@ def device(host: str, each: Device, known: Sequence[Device], width: int) -> Cont
     gpu = each.gpu
     lines = [
         words.joined((f"{each.what} on {host}  ", "bold"), (gpus.short_name(gpu.name), "")),
-        *_health(each), *_memory(each, known, width), *_now(gpu),
+        *_health(each),
     ]  # fmt: skip
     if each.facts is not None:
-        lines += [*_facts(each.facts, known), *_xids(each.facts.xids)]
+        lines += _xids(each.facts.xids)
+    if gpu.memory_total is not None or each.use is not None:
+        lines += _memory(each, known, width)
+    lines += _now(gpu)
+    if each.facts is not None:
+        lines += _facts(each.facts, known)
     lines.append(pair("uuid", gpu.uuid))
     return words.lines(lines)
 
@@ -54,11 +59,9 @@ def _health(each: Device) -> Iterator[Content]:
 
 def _xids(found: Sequence[XidEvent]) -> Iterator[Content]:
     """The newest, each with what NVIDIA's catalogue says to do."""
-    if found:
-        yield heading("XIDS")
     for event in found[:XIDS]:
         yield words.joined(
-            (f"{views.instant(event.at)}  ", Severity.MUTED), (f"Xid {event.code} ", "bold"),
+            (f"{views.instant(event.at)}  ", Severity.MUTED), (f"Xid {event.code}  ", "bold"),
             (event.meaning, ""), (f" → {event.action}" if event.action else "", Severity.MUTED),
         )  # fmt: skip
 
@@ -129,6 +132,8 @@ def _busy(value: float) -> str:
 
 
 def _now(gpu: Gpu) -> Iterator[Content]:
+    if gpu.utilisation is None and gpu.temperature is None and gpu.power is None:
+        return
     yield heading("NOW")
     units = (
         ("memory", gpu.utilisation_memory), ("encoder", gpu.utilisation_encoder), ("decoder", gpu.utilisation_decoder),
