@@ -25,7 +25,12 @@ ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 URL_PATH = re.compile(r"/[!-~]{0,1023}")
 USER = re.compile(r"(?:[a-z_][a-z0-9_-]{0,31}|[0-9]{1,9})(?::(?:[a-z_][a-z0-9_-]{0,31}|[0-9]{1,9}))?")
 
+MIG_PROFILE = re.compile(r"(?:[1-9]c\.)?[1-9]g\.[1-9][0-9]{0,3}gb(?:[+-][a-z0-9.]{1,16}){0,3}", re.IGNORECASE)
+GPU_MODEL = re.compile(r"(?! )[ -~]{1,64}(?<! )")
+GPU_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
 MAX_FILES = 100_000
+MAX_LABELS = 16
 MAX_SIZE = 1 << 50
 MAX_CONFIG = 1 << 20
 MAX_GOLDEN = 64
@@ -130,15 +135,59 @@ def _check_size(config: object) -> None:
 
 
 def _resources(table: Fields) -> Resources:
+    """`[resources]`. Memory of a GPU, or an instance of one, asks for one GPU where `gpus` does not say more."""
     resources = Resources(
-        gpus=table.integer("gpus", 0, 0, 64),
+        gpus=table.integer("gpus", 1 if "vram" in table or "mig" in table else 0, 0, 64),
         vram=table.size("vram"),
+        exclusive=table.boolean("exclusive", False),
+        mig=table.matching("mig", MIG_PROFILE, 'a MIG profile, for example "1g.10gb"'),
+        gpu_model=table.matching("gpu_model", GPU_MODEL, 'a part of the GPU\'s name, for example "H100"'),
+        gpu_labels=_gpu_labels(table),
         cpus=table.optional_number("cpus", 0.01, 4096),
         memory=table.size("memory"),
         shm=table.size("shm"),
     )
     table.done()
+    _check_gpus(resources, table)
     return resources
+
+
+def _gpu_labels(table: Fields) -> tuple[str, ...]:
+    labels = table.take("gpu_labels", [])
+    good = isinstance(labels, list) and len(labels) <= MAX_LABELS
+    if not good or not all(isinstance(label, str) and GPU_LABEL.fullmatch(label) for label in labels):
+        raise InvalidInput(
+            f"{table.at('gpu_labels')} is not a list of labels",
+            field=table.at("gpu_labels"),
+            hint='Write labels as the host\'s settings have them, for example ["fast", "team-a"].',
+        )
+    return tuple(dict.fromkeys(labels))
+
+
+def _check_gpus(asks: Resources, table: Fields) -> None:
+    """Refuse wishes about GPUs that contradict each other."""
+    if not asks.gpus:
+        for key in ("exclusive", "mig", "gpu_model", "gpu_labels"):
+            if getattr(asks, key):
+                raise InvalidInput(
+                    f"{table.at(key)} is given, and no GPU is asked for",
+                    field=table.at(key),
+                    hint="Say how many with gpus = 1, or leave it out.",
+                )
+    if asks.mig is None:
+        return
+    if asks.vram is not None:
+        raise InvalidInput(
+            f"{table.at('vram')} and {table.at('mig')} are both given",
+            field=table.at("vram"),
+            hint="An instance is claimed whole: its profile says how much memory it has.",
+        )
+    if asks.gpus > 1:
+        raise InvalidInput(
+            f"{table.at('gpus')} asks for {asks.gpus} MIG instances",
+            field=table.at("gpus"),
+            hint="CUDA lets one process use one instance. Ask for a larger profile, or for more replicas.",
+        )
 
 
 def _health(table: Fields) -> Health:
@@ -397,13 +446,19 @@ def _as_table(model: ModelConfig) -> dict[str, Any]:
         "runtime": model.runtime,
         "settings": model.settings,
         "env": model.env,
-        "resources": {key: getattr(resources, key) for key in ("gpus", "vram", "cpus", "memory", "shm")},
+        "resources": _resources_table(resources),
         "health": {"path": health.path, "start_timeout": health.start_timeout},
         "golden": {golden.name: _golden_table(golden) for golden in model.golden},
         "container": {"writable_root": model.writable_root, "user": model.user},
         "metadata": model.metadata,
         "card": model.card,
     }
+
+
+def _resources_table(asks: Resources) -> dict[str, Any]:
+    keys = ("vram", "mig", "gpu_model", "cpus", "memory", "shm")
+    shown: dict[str, Any] = {"gpus": asks.gpus, **{key: getattr(asks, key) for key in keys}}
+    return {**shown, "exclusive": asks.exclusive or None, "gpu_labels": ", ".join(asks.gpu_labels) or None}
 
 
 def _golden_table(golden: Golden) -> dict[str, Any]:

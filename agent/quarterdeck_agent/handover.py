@@ -8,7 +8,7 @@ from statistics import median
 from typing import Literal
 
 from quarterdeck_agent.drivers.base import Resources
-from quarterdeck_agent.placement import Ask, Claim, Place, Sight, gib, needs, place, really_free, without
+from quarterdeck_agent.placement import Ask, Claim, Place, Placing, Sight, gib, needs, place, really_free, without
 from quarterdeck_agent.protocol import Revision, Spec
 
 HEADROOM = 0.05
@@ -85,6 +85,8 @@ def choose(spec: Spec, asked: Question) -> Choice:
     """
     if asked.live is None:
         return _first(asked)
+    if not asked.new.replicas:
+        return Choice("overlap", "its replicas are still warm", 0.0, asked.label)
     if spec.handover == "auto" and asked.new.asks.gpus and asked.capacity.sight.trouble:
         why = "whether both fit cannot be told, so what runs stays"
         return Choice("overlap", why, 0.0, asked.label, (asked.capacity.sight.trouble,))
@@ -104,10 +106,25 @@ def choose(spec: Spec, asked: Question) -> Choice:
 
 def _first(asked: Question) -> Choice:
     """Nothing serves: the new replicas just start, or wait for their place."""
+    placing = _placing(asked)
+    note = (f"it would wait for its place: {placing.refusal}",) if placing.refusal else ()
+    return Choice("overlap", "nothing serves yet", warnings=note, places=placing.places)
+
+
+def grow(asked: Question) -> Choice:
+    """More replicas of what runs (or fewer): they just start, or wait for their place."""
+    count, placing = asked.new.replicas, _placing(asked)
+    why = f"{count} more replica{'s' if count != 1 else ''} to start"
+    short = count - len(placing.places)
+    note = f"{short} replica{'s' if short != 1 else ''} would wait for its place: {placing.refusal}"
+    return Choice("overlap", why, 0.0, asked.label, (note,) if placing.refusal else (), places=placing.places)
+
+
+def _placing(asked: Question) -> Placing:
+    """Where new replicas go, once the warm revision has made room."""
     capacity = asked.warm.leave(asked.capacity) if asked.warm else asked.capacity
-    fit = _Fit.of(asked, capacity, peak=False)
-    note = (f"it would wait for its place: {fit.lacks}",) if fit.lacks else ()
-    return Choice("overlap", "nothing serves yet", warnings=note, places=fit.places)
+    ask = Ask(asked.new.asks, asked.deployment, asked.body)
+    return place(ask, asked.new.replicas, capacity.sight, capacity.claims)
 
 
 def _hold(asked: Question, why: str) -> Choice:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quarterdeck_agent.bundle import check_name, parse
+from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.errors import InvalidInput
 from quarterdeck_agent.protocol import ManifestFile
 
@@ -47,6 +48,24 @@ def test_a_whole_model_toml_is_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "wanted"),
+    [
+        ({}, Resources()),
+        ({"gpus": 2}, Resources(gpus=2)),
+        ({"vram": "20GiB"}, Resources(gpus=1, vram=20 << 30)),
+        ({"gpus": 0, "vram": "20GiB"}, Resources(gpus=0, vram=20 << 30)),
+        ({"gpus": 1, "vram": "20GiB", "exclusive": True}, Resources(gpus=1, vram=20 << 30, exclusive=True)),
+        ({"mig": "1g.10gb"}, Resources(gpus=1, mig="1g.10gb")),
+        ({"mig": "1g.10gb+me"}, Resources(gpus=1, mig="1g.10gb+me")),
+        ({"gpus": 1, "gpu_model": "H100 PCIe"}, Resources(gpus=1, gpu_model="H100 PCIe")),
+        ({"gpus": 1, "gpu_labels": ["fast", "team-a", "fast"]}, Resources(gpus=1, gpu_labels=("fast", "team-a"))),
+    ],
+)
+def test_what_is_asked_of_the_gpus_is_read(table: dict[str, Any], wanted: Resources) -> None:
+    assert parse(SMALL | {"resources": table}).resources == wanted
+
+
+@pytest.mark.parametrize(
     ("extra", "field"),
     [
         ({"name": None}, "name"),
@@ -69,6 +88,19 @@ def test_a_whole_model_toml_is_read() -> None:
         ({"env": {"A=B": "1"}}, "env"),
         ({"resources": {"gpus": True}}, "resources.gpus"),
         ({"resources": {"gpus": -1}}, "resources.gpus"),
+        ({"resources": {"exclusive": True}}, "resources.exclusive"),
+        ({"resources": {"gpus": 1, "exclusive": "yes"}}, "resources.exclusive"),
+        ({"resources": {"mig": "1g"}}, "resources.mig"),
+        ({"resources": {"mig": "1g.10gb", "vram": "4GiB"}}, "resources.vram"),
+        ({"resources": {"mig": "1g.10gb", "gpus": 0}}, "resources.mig"),
+        ({"resources": {"mig": "1g.10gb", "gpus": 2}}, "resources.gpus"),
+        ({"resources": {"gpu_model": "H100"}}, "resources.gpu_model"),
+        ({"resources": {"gpus": 1, "gpu_model": " "}}, "resources.gpu_model"),
+        ({"resources": {"gpus": 1, "gpu_model": ""}}, "resources.gpu_model"),
+        ({"resources": {"gpu_labels": ["fast"]}}, "resources.gpu_labels"),
+        ({"resources": {"gpus": 1, "gpu_labels": "fast"}}, "resources.gpu_labels"),
+        ({"resources": {"gpus": 1, "gpu_labels": [1]}}, "resources.gpu_labels"),
+        ({"resources": {"gpus": 1, "gpu_labels": ["a b"]}}, "resources.gpu_labels"),
         ({"resources": {"memory": "4g"}}, "resources.memory"),
         ({"resources": {"memory": 0}}, "resources.memory"),
         ({"resources": {"ram": "4GiB"}}, "resources.ram"),
