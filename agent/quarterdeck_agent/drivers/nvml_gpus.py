@@ -90,6 +90,7 @@ class Gpus:
         self._retry, self._lost_retry, self._renew, self._event_wait = retry, lost_retry, renew, event_wait
         self._retry_at = self._look_at = self._renew_at = 0.0
         self._nodes_seen: object = None
+        self._owed = 0
         self._before: tuple[Device, ...] = ()
         self._settled: Set[str] | None = None
         self._events: Events | None = None
@@ -115,11 +116,15 @@ class Gpus:
         if not self.opened:
             return not inside
         self.opened = False
-        if self._end_events() and not inside:
+        self._owed += 1
+        if not self._end_events() or inside:
+            return False
+        # NVML counts: it is over only after as many of these as there were beginnings.
+        for _ in range(self._owed):
             with suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
-            return True
-        return False
+        self._owed = 0
+        return True
 
     def _end_events(self) -> bool:
         events, self._events = self._events, None

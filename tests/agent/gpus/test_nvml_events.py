@@ -116,6 +116,10 @@ def test_a_wait_that_hangs_stops_no_reading_and_no_new_beginning(fake_nvml: Fake
             seen = await there.until(lambda seen: seen.state is PartState.OK)
             assert len(seen.gpus) == 1
             assert (await there.read()).state is PartState.OK
+            # What could not be shut down then is shut down with the next change.
+            there.write(Machine((FakeGpu(), FakeGpu())))
+            there.nodes = "two"
+            assert len((await there.read(after=10)).gpus) == 2
 
     asyncio.run(run())
 
