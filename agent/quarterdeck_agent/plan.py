@@ -220,6 +220,12 @@ def on_ailing(replica: SeenReplica, seen: Seen) -> bool:
     return not seen.ailing.isdisjoint(replica.found.gpus)
 
 
+def _on_lost(replica: SeenReplica, seen: Seen) -> bool:
+    """Whether a replica is on a GPU that does not answer now: reason enough not to switch to it yet."""
+    lost = {gpu.uuid for gpu in seen.gpus if gpu.health is GpuHealth.LOST}
+    return not lost.isdisjoint(replica.found.gpus)
+
+
 def _may_start(replica: SeenReplica, count: _Count) -> bool:
     """Whether a replica that was made and never started (the agent ended in between) is one that shall start now."""
     made = replica.found
@@ -339,7 +345,7 @@ def _advance(
         return
     ready = [r for r in mine if r.found.body == d.target.body and r.running and _dwelt(r, d.target, now)]
     if not d.target.passed:  # one that is warm is better than none, and moves once it serves
-        ready = [r for r in ready if not on_ailing(r, seen)]
+        ready = [r for r in ready if not on_ailing(r, seen) and not _on_lost(r, seen)]
     enough = len(ready) >= d.target.spec.replicas
     if enough and d.target.passed:
         yield Promote(d.target)  # a warm revision: nothing to stage, to hold or to check

@@ -26,9 +26,10 @@ WHY = "Xid 79 at 13:58 UTC on 23 Nov: the GPU fell off the bus; drain the host a
 
 @dataclass
 class GpuWorld(World):
-    """A host with GPUs of 80 GiB, of which those in `sick` are ill."""
+    """A host with GPUs of 80 GiB, of which those in `sick` are ill; those in `silent` are lost since just now."""
 
     sick: set[int] = field(default_factory=set)
+    silent: set[int] = field(default_factory=set)
     ready_least: int = 10**9
 
     def seen(self) -> Seen:
@@ -36,6 +37,8 @@ class GpuWorld(World):
 
     def _gpu(self, index: int, use: GpuUse) -> Gpu:
         gpu = super()._gpu(index, use)
+        if index in self.silent:
+            return replace(gpu, health=GpuHealth.LOST, why=WHY)
         return replace(gpu, health=GpuHealth.SICK, why=WHY) if index in self.sick else gpu
 
     def have(self, count: int) -> None:
@@ -176,6 +179,27 @@ def test_an_xid_in_the_middle_of_a_deploy_sends_the_new_replica_elsewhere_before
     assert world.d.live is not None and world.d.live.number == 2
     assert world.on("body-2") == [3 - first]
     assert None not in world.served
+
+
+def test_a_deploy_is_not_switched_to_a_gpu_that_does_not_answer_until_it_does() -> None:
+    world = serving(count=2)
+    deploying(world, revision(2))
+    for _ in range(100):
+        for step in world.steps():
+            world.perform(step)
+        if world.running("body-2"):
+            break
+        world.turn(0.5)
+    world.silent = {1}
+    for _ in range(60):
+        for step in world.steps():
+            world.perform(step)
+        world.turn(0.5)
+    assert world.d.live is not None and world.d.live.number == 1
+    assert world.on("body-2") == [1]
+    world.silent = set()
+    world.run()
+    assert world.d.live is not None and world.d.live.number == 2
 
 
 def test_a_deploy_whose_gpu_gets_sick_with_no_other_fails_at_its_deadline_and_the_old_one_serves_on() -> None:
