@@ -11,17 +11,20 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from quarterdeck_agent.bundle import ModelConfig, check_env, check_name, diff, parse, shown
 from quarterdeck_agent.catalogue import Catalogue, Launch
 from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
-from quarterdeck_agent.handover import Capacity, Choice, Group, Question, choose, start_times, with_pause
+from quarterdeck_agent.handover import Capacity, Choice, Group, Question, choose, grow, start_times, with_pause
 from quarterdeck_agent.performing import Recipe
 from quarterdeck_agent.placement import gib, never_fits, place_names
 from quarterdeck_agent.plan import rolling
 from quarterdeck_agent.protocol import (
+    AnyRequest,
     Change,
+    ChangeKind,
     ChangeRequest,
     DeployRequest,
     Limits,
@@ -61,6 +64,7 @@ class Draft:
     golden: int = 0
     asks: Resources = dataclasses.field(default_factory=Resources)
     on: str = ""
+    more: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,69 +84,42 @@ class Changes:
 
     # --- what can be asked -------------------------------------------------------------------------------------
 
-    def preview_deploy(self, name: str, request: DeployRequest) -> Preview:
-        return self._preview(self._deploy(name, request))
+    def preview(self, kind: ChangeKind, name: str, request: AnyRequest) -> Preview:
+        """What the change would do. Raises what `change` would raise."""
+        return self._preview(self._drafted(kind, name, request))
 
-    def deploy(
-        self, name: str, request: DeployRequest, by: str, operation: str, generation: int | None = None
+    def change(
+        self,
+        kind: ChangeKind,
+        name: str,
+        request: AnyRequest,
+        by: str,
+        operation: str,
+        generation: int | None = None,
     ) -> Operation:
-        return self._first(operation, "deploy", name) or self._write(
-            self._deploy(name, request), by, operation, generation
-        )
+        """Write the change; asked again under the same `operation` id, give the first one and change nothing.
 
-    def preview_rollback(self, name: str, request: RollbackRequest) -> Preview:
-        return self._preview(self._rollback(name, request))
-
-    def rollback(
-        self, name: str, request: RollbackRequest, by: str, operation: str, generation: int | None = None
-    ) -> Operation:
-        return self._first(operation, "rollback", name) or self._write(
-            self._rollback(name, request), by, operation, generation
-        )
-
-    def preview_scale(self, name: str, request: ScaleRequest) -> Preview:
-        return self._preview(self._scale(name, request))
-
-    def scale(
-        self, name: str, request: ScaleRequest, by: str, operation: str, generation: int | None = None
-    ) -> Operation:
-        return self._first(operation, "scale", name) or self._write(
-            self._scale(name, request), by, operation, generation
-        )
-
-    def preview_restart(self, name: str, request: ChangeRequest) -> Preview:
-        return self._preview(self._restart(name, request))
-
-    def restart(
-        self, name: str, request: ChangeRequest, by: str, operation: str, generation: int | None = None
-    ) -> Operation:
-        return self._first(operation, "restart", name) or self._write(
-            self._restart(name, request), by, operation, generation
-        )
-
-    def preview_stop(self, name: str, request: ChangeRequest) -> Preview:
-        return self._preview(self._stop(name, request))
-
-    def stop(
-        self, name: str, request: ChangeRequest, by: str, operation: str, generation: int | None = None
-    ) -> Operation:
-        return self._first(operation, "stop", name) or self._write(self._stop(name, request), by, operation, generation)
-
-    def preview_remove(self, name: str, request: ChangeRequest) -> Preview:
-        return self._preview(self._remove(name, request))
-
-    def remove(
-        self, name: str, request: ChangeRequest, by: str, operation: str, generation: int | None = None
-    ) -> Operation:
-        if first := self._first(operation, "remove", name):
+        With `generation` only as long as it is the deployment's. Raises `InvalidInput`, `NotFound` and `Conflict`.
+        """
+        if first := self._first(operation, kind, name):
             return first
-        draft = self._remove(name, request)
-        new = NewOperation(operation, draft.kind, name, by, f"remove {name}", draft.why, draft.changes)
-        written, _ = self.store.mark_removing(name, new, generation)
-        self.written()
-        return written
+        draft = self._drafted(kind, name, request)
+        write = self._write_removal if kind == "remove" else self._write
+        return write(draft, by, operation, generation)
 
     # --- drafts ------------------------------------------------------------------------------------------------
+
+    def _drafted(self, kind: ChangeKind, name: str, request: AnyRequest) -> Draft:
+        """The draft of a change of this kind, whose request is of the kind's class."""
+        drafts: dict[ChangeKind, Callable[[str, Any], Draft]] = {
+            "deploy": self._deploy,
+            "rollback": self._rollback,
+            "scale": self._scale,
+            "restart": self._restart,
+            "stop": self._stop,
+            "remove": self._remove,
+        }
+        return drafts[kind](name, request)
 
     def _deploy(self, name: str, request: DeployRequest) -> Draft:
         check_name(name, "name")
@@ -200,7 +177,9 @@ class Changes:
             check_fits(model.resources, spec, capacity)
         if kind == "deploy":  # what runs already has shown that it can
             self._check_torch(spec, model, capacity)
-        choice = choose(spec, self._question(now, spec, model, body, capacity))
+        asked = self._question(now, spec, model, body, capacity)
+        grows = live is not None and live.body == body and not spec.stopped
+        choice = grow(asked) if grows else choose(spec, asked)
         waiting = spec.limits.in_flight + spec.limits.queue
         choice = with_pause(choice, start_times(self.store.revisions(name)), waiting)
         return Draft(
@@ -219,6 +198,7 @@ class Changes:
             starts_nothing=spec.stopped or (live is not None and live.body == body and not live.spec.stopped),
             asks=model.resources,
             on=place_names(choice.places, capacity.sight),
+            more=choice.why if grows and asked.new.replicas else "",
         )
 
     def _check_torch(self, spec: Spec, model: ModelConfig, capacity: Capacity) -> None:
@@ -243,8 +223,10 @@ class Changes:
         live = now.live if now is not None and now.live is not None and not now.live.spec.stopped else None
         warm = now.previous if now is not None and now.previous is not None and now.previous.body != body else None
         name = now.name if now is not None else ""
+        running = next((r.spec.replicas for r in (live, now.previous if now else None) if r and r.body == body), 0)
+        peak = self.store.gpu_memory_peak(name, body, spec.version)
         return Question(
-            new=Group(model.resources, spec.replicas, (), self.store.gpu_memory_peak(name, body, spec.version)),
+            new=Group(model.resources, max(0, spec.replicas - running), (), peak),
             live=self._group(name, live, capacity) if live is not None else None,
             capacity=capacity,
             warm=self._group(name, warm, capacity) if warm is not None else None,
@@ -304,12 +286,19 @@ class Changes:
         self.written()
         return written
 
+    def _write_removal(self, draft: Draft, by: str, operation: str, generation: int | None) -> Operation:
+        summary = f"remove {draft.deployment}"
+        new = NewOperation(operation, draft.kind, draft.deployment, by, summary, draft.why, draft.changes)
+        written, _ = self.store.mark_removing(draft.deployment, new, generation)
+        self.written()
+        return written
+
     def _preview(self, draft: Draft) -> Preview:
         return Preview(
             deployment=draft.deployment,
             generation=draft.generation,
             handover="none" if draft.starts_nothing else draft.choice.handover,
-            why="no replica has to start" if draft.starts_nothing else draft.choice.why,
+            why=(draft.more or "no replica has to start") if draft.starts_nothing else draft.choice.why,
             expected_pause=None if draft.starts_nothing else draft.choice.expected_pause,
             changes=draft.changes,
             steps=preview_steps(draft),

@@ -246,6 +246,11 @@ class ChangeRequest(Request):
     why: str = ""
 
 
+ChangeKind = Literal["deploy", "rollback", "scale", "restart", "stop", "remove"]
+AnyRequest = DeployRequest | RollbackRequest | ScaleRequest | ChangeRequest
+"""What is asked for with each kind of change; the last three kinds need no more than a `ChangeRequest`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One line of a diff. `None` on a side means that the field is not there."""

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -19,13 +19,14 @@ from quarterdeck_agent.protocol import (
     API_PREFIX,
     GENERATION_HEADER,
     OPERATION_HEADER,
+    AnyRequest,
     BlobWanted,
+    ChangeKind,
     ChangeRequest,
     Check,
     Delta,
     DeploymentDetail,
     DeploymentStatus,
-    DeployRequest,
     Gpu,
     GpuFacts,
     GpuUse,
@@ -42,9 +43,7 @@ from quarterdeck_agent.protocol import (
     PushRequest,
     ReplicaGauges,
     Revision,
-    RollbackRequest,
     Runtime,
-    ScaleRequest,
     Series,
     Traffic,
     Version,
@@ -55,8 +54,6 @@ from quarterdeck_console.config import Host
 from quarterdeck_console.errors import ConsoleError, Malformed, NotAllowed, TimedOut, Unreachable, of_status
 
 T = TypeVar("T")
-ChangeKind = Literal["deploy", "rollback", "scale", "restart", "stop", "remove"]
-AnyRequest = DeployRequest | RollbackRequest | ScaleRequest | ChangeRequest
 
 ANSWER_LIMIT = 64 * 1024 * 1024
 LINE_LIMIT = 16 * 1024 * 1024

@@ -16,9 +16,18 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from quarterdeck_agent.protocol import BlobWanted, LogLine, Operation, OperationState, PushPlan, Version
+from quarterdeck_agent.protocol import (
+    AnyRequest,
+    BlobWanted,
+    ChangeKind,
+    LogLine,
+    Operation,
+    OperationState,
+    PushPlan,
+    Version,
+)
 from quarterdeck_console import bundle
-from quarterdeck_console.client import AnyRequest, ChangeKind, Client, wait_error
+from quarterdeck_console.client import Client, wait_error
 from quarterdeck_console.config import Host
 from quarterdeck_console.errors import ChangeFailed, Conflict, ConsoleError, Malformed, NotFound, Unreachable
 from quarterdeck_console.fleet import FleetEvent, back_off, merge, subscribe

@@ -12,6 +12,7 @@ import pwd
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from fastapi.dependencies.models import Dependant
 from starlette.requests import Request
 
 from quarterdeck_agent.api.problems import short
@@ -74,6 +75,12 @@ def needed(endpoint: object) -> Role | None:
     return getattr(endpoint, "needs", None)
 
 
+def _query_names(dependant: Dependant) -> set[str]:
+    """The query parameters of an endpoint and of all that it depends on."""
+    own = {parameter.alias for parameter in dependant.query_params}
+    return own.union(*map(_query_names, dependant.dependencies))
+
+
 def authorise(request: Request) -> Principal:
     """Let the request's principal through to its route, or raise `Forbidden`; also refuse unknown query parameters,
     since a mistyped `?plan=true` would otherwise make the change it was to preview.
@@ -84,7 +91,7 @@ def authorise(request: Request) -> Principal:
         raise Forbidden("This is open to nobody")
     if isinstance(principal, Principal) and not principal.role.covers(role):
         raise Forbidden(f"This needs the role {role}; {short(principal.name)} is {principal.role}")
-    known = {parameter.alias for parameter in request.scope["route"].dependant.query_params}
+    known = _query_names(request.scope["route"].dependant)
     for name in request.query_params:
         if name not in known:
             hint = "It takes: " + ", ".join(sorted(known)) + "." if known else "It takes none."

@@ -9,13 +9,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Protocol
 
 from quarterdeck_agent import protocol
 from quarterdeck_agent.board import Board
-
-ChangeKind = Literal["deploy", "rollback", "scale", "restart", "stop", "remove"]
-ChangeBody = protocol.DeployRequest | protocol.RollbackRequest | protocol.ScaleRequest | protocol.ChangeRequest
 
 
 class Changes(Protocol):
@@ -25,40 +22,16 @@ class Changes(Protocol):
     `Conflict` (with the winner's operation).
     """
 
-    def preview_deploy(self, name: str, request: protocol.DeployRequest) -> protocol.Preview: ...
+    def preview(self, kind: protocol.ChangeKind, name: str, request: protocol.AnyRequest) -> protocol.Preview: ...
 
-    def deploy(
-        self, name: str, request: protocol.DeployRequest, by: str, operation: str, generation: int | None = None
-    ) -> protocol.Operation: ...
-
-    def preview_rollback(self, name: str, request: protocol.RollbackRequest) -> protocol.Preview: ...
-
-    def rollback(
-        self, name: str, request: protocol.RollbackRequest, by: str, operation: str, generation: int | None = None
-    ) -> protocol.Operation: ...
-
-    def preview_scale(self, name: str, request: protocol.ScaleRequest) -> protocol.Preview: ...
-
-    def scale(
-        self, name: str, request: protocol.ScaleRequest, by: str, operation: str, generation: int | None = None
-    ) -> protocol.Operation: ...
-
-    def preview_restart(self, name: str, request: protocol.ChangeRequest) -> protocol.Preview: ...
-
-    def restart(
-        self, name: str, request: protocol.ChangeRequest, by: str, operation: str, generation: int | None = None
-    ) -> protocol.Operation: ...
-
-    def preview_stop(self, name: str, request: protocol.ChangeRequest) -> protocol.Preview: ...
-
-    def stop(
-        self, name: str, request: protocol.ChangeRequest, by: str, operation: str, generation: int | None = None
-    ) -> protocol.Operation: ...
-
-    def preview_remove(self, name: str, request: protocol.ChangeRequest) -> protocol.Preview: ...
-
-    def remove(
-        self, name: str, request: protocol.ChangeRequest, by: str, operation: str, generation: int | None = None
+    def change(
+        self,
+        kind: protocol.ChangeKind,
+        name: str,
+        request: protocol.AnyRequest,
+        by: str,
+        operation: str,
+        generation: int | None = None,
     ) -> protocol.Operation: ...
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import Query
+from fastapi import Depends, Query
 from starlette.responses import Response
 
 from quarterdeck_agent import protocol
 from quarterdeck_agent.api.access import needs
 from quarterdeck_agent.api.answers import answer
 from quarterdeck_agent.api.bodies import Body
-from quarterdeck_agent.api.ports import ChangeBody, ChangeKind, Parts
+from quarterdeck_agent.api.ports import Parts
 from quarterdeck_agent.api.routing import Caller, Generation, Has, Name, OperationId, router
 from quarterdeck_agent.bundle import public, public_version
 from quarterdeck_agent.errors import NotFound
-from quarterdeck_agent.principal import Principal, Role
+from quarterdeck_agent.principal import Role
 
 routes = router("deployments")
 
@@ -28,6 +29,30 @@ CHANGE: dict[str, Any] = {
     "response_description": "The change is accepted; follow its operation.",
     "responses": {200: {"model": protocol.Preview, "description": "With `?plan=true`: what the change would do."}},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAsked:
+    """All that a request for a change says besides its body. With `plan` nothing is to be changed."""
+
+    parts: Has
+    name: Name
+    caller: Caller
+    operation: OperationId
+    generation: Generation
+    plan: Plan = False
+
+    async def answer(self, kind: protocol.ChangeKind, body: protocol.AnyRequest) -> Response:
+        """The change or its preview: the same checks for both, in a thread because the store waits for its disk."""
+        changes = self.parts.changes
+        if self.plan:
+            return answer(await asyncio.to_thread(changes.preview, kind, self.name, body))
+        given = (self.name, body, self.caller.name, self.operation, self.generation)
+        operation = await asyncio.to_thread(changes.change, kind, *given)
+        return answer(operation, 202, {"location": f"/v1/operations/{quote(operation.id, safe='')}"})
+
+
+Asked = Annotated[ChangeAsked, Depends()]
 
 
 @routes.get("/v1/deployments", response_model=list[protocol.DeploymentStatus], summary="All deployments at a glance")
@@ -70,110 +95,52 @@ async def revisions(parts: Has, name: Name) -> Response:
 
 @routes.put("/v1/deployments/{name}", summary="Deploy a version", **CHANGE)
 @needs(Role.OPERATOR)
-async def deploy(
-    parts: Has,
-    name: Name,
-    caller: Caller,
-    operation: OperationId,
-    generation: Generation,
-    body: Annotated[protocol.DeployRequest, Body(protocol.DeployRequest)],
-    plan: Plan = False,
-) -> Response:
+async def deploy(change: Asked, body: Annotated[protocol.DeployRequest, Body(protocol.DeployRequest)]) -> Response:
     """Make a new revision that serves this version; makes the deployment where there is none."""
-    return await _change(parts, "deploy", name, body, caller, operation, generation, plan)
+    return await change.answer("deploy", body)
 
 
 @routes.post("/v1/deployments/{name}/rollback", summary="Roll back", **CHANGE)
 @needs(Role.OPERATOR)
 async def rollback(
-    parts: Has,
-    name: Name,
-    caller: Caller,
-    operation: OperationId,
-    generation: Generation,
-    body: Annotated[protocol.RollbackRequest, Body(protocol.RollbackRequest, optional=True)],
-    plan: Plan = False,
+    change: Asked, body: Annotated[protocol.RollbackRequest, Body(protocol.RollbackRequest, optional=True)]
 ) -> Response:
     """Make a new revision with an old spec."""
-    return await _change(parts, "rollback", name, body, caller, operation, generation, plan)
+    return await change.answer("rollback", body)
 
 
 @routes.post("/v1/deployments/{name}/scale", summary="Change the number of replicas", **CHANGE)
 @needs(Role.OPERATOR)
-async def scale(
-    parts: Has,
-    name: Name,
-    caller: Caller,
-    operation: OperationId,
-    generation: Generation,
-    body: Annotated[protocol.ScaleRequest, Body(protocol.ScaleRequest)],
-    plan: Plan = False,
-) -> Response:
+async def scale(change: Asked, body: Annotated[protocol.ScaleRequest, Body(protocol.ScaleRequest)]) -> Response:
     """Run this many replicas."""
-    return await _change(parts, "scale", name, body, caller, operation, generation, plan)
+    return await change.answer("scale", body)
 
 
 @routes.post("/v1/deployments/{name}/restart", summary="Restart", **CHANGE)
 @needs(Role.OPERATOR)
 async def restart(
-    parts: Has,
-    name: Name,
-    caller: Caller,
-    operation: OperationId,
-    generation: Generation,
-    body: Annotated[protocol.ChangeRequest, Body(protocol.ChangeRequest, optional=True)],
-    plan: Plan = False,
+    change: Asked, body: Annotated[protocol.ChangeRequest, Body(protocol.ChangeRequest, optional=True)]
 ) -> Response:
     """Replace every replica by a new one of the same spec, with the spec's handover."""
-    return await _change(parts, "restart", name, body, caller, operation, generation, plan)
+    return await change.answer("restart", body)
 
 
 @routes.post("/v1/deployments/{name}/stop", summary="Stop serving", **CHANGE)
 @needs(Role.OPERATOR)
 async def stop(
-    parts: Has,
-    name: Name,
-    caller: Caller,
-    operation: OperationId,
-    generation: Generation,
-    body: Annotated[protocol.ChangeRequest, Body(protocol.ChangeRequest, optional=True)],
-    plan: Plan = False,
+    change: Asked, body: Annotated[protocol.ChangeRequest, Body(protocol.ChangeRequest, optional=True)]
 ) -> Response:
     """Drain and stop every replica; the deployment and its endpoint stay and answer 503."""
-    return await _change(parts, "stop", name, body, caller, operation, generation, plan)
+    return await change.answer("stop", body)
 
 
 @routes.delete("/v1/deployments/{name}", summary="Remove a deployment", **CHANGE)
 @needs(Role.OPERATOR)
 async def remove(
-    parts: Has,
-    name: Name,
-    caller: Caller,
-    operation: OperationId,
-    generation: Generation,
-    body: Annotated[protocol.ChangeRequest, Body(protocol.ChangeRequest, optional=True)],
-    plan: Plan = False,
+    change: Asked, body: Annotated[protocol.ChangeRequest, Body(protocol.ChangeRequest, optional=True)]
 ) -> Response:
     """Drain and stop every replica and take the endpoint away. Its history and its versions stay."""
-    return await _change(parts, "remove", name, body, caller, operation, generation, plan)
-
-
-async def _change(
-    parts: Parts,
-    kind: ChangeKind,
-    name: str,
-    body: ChangeBody,
-    caller: Principal,
-    operation_id: str,
-    generation: int | None,
-    plan: bool,
-) -> Response:
-    """One change or its preview: the same checks for both, in a thread because the store waits for its disk."""
-    if plan:
-        return answer(await asyncio.to_thread(getattr(parts.changes, f"preview_{kind}"), name, body))
-    edit = getattr(parts.changes, kind)
-    operation: protocol.Operation = await asyncio.to_thread(edit, name, body, caller.name, operation_id, generation)
-    return answer(operation, 202, {"location": f"/v1/operations/{quote(operation.id, safe='')}"})
+    return await change.answer("remove", body)
 
 
 def _version(parts: Parts, version: str) -> protocol.Version | None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from quarterdeck_agent.protocol import Operation, Preview, StepRecord
+from quarterdeck_agent.protocol import AnyRequest, ChangeKind, Operation, Preview, StepRecord
 from quarterdeck_console import fleet, operations, views
 from quarterdeck_console.cli.call import Call, run, show
-from quarterdeck_console.client import AnyRequest, ChangeKind, Client
+from quarterdeck_console.client import Client
 from quarterdeck_console.config import Host
 from quarterdeck_console.errors import ConsoleError, Interrupted, exit_code
 

@@ -35,17 +35,11 @@ class FakeChanges:
         self.made: dict[str, protocol.Operation] = {}
         self.previews = 0
 
-    def __getattr__(self, name: str) -> Any:
-        kind = name.removeprefix("preview_")
-        if kind not in ("deploy", "rollback", "scale", "restart", "stop", "remove"):
-            raise AttributeError(name)
-        return self._preview if name.startswith("preview_") else lambda *given: self._change(kind, *given)
-
-    def _preview(self, name: str, request: Any) -> protocol.Preview:
+    def preview(self, kind: str, name: str, request: Any) -> protocol.Preview:
         self.previews += 1
         return protocol.Preview(name, 3, "overlap", "because", None, (), (), (), "nothing happens", "qd deploy")
 
-    def _change(self, kind: str, name: str, request: Any, by: str, id: str, generation: int | None) -> Any:
+    def change(self, kind: str, name: str, request: Any, by: str, id: str, generation: int | None = None) -> Any:
         if id in self.made:
             return self.made[id]
         if kind != "deploy" and name != "there":

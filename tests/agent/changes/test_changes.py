@@ -69,7 +69,7 @@ class Desk:
 
     def deploy(self, version: str, **wishes: Any) -> Operation:
         count = len(self.store.operations(1000))
-        return self.changes.deploy("toy", DeployRequest(version, **wishes), "ana", f"op-{count}")
+        return self.changes.change("deploy", "toy", DeployRequest(version, **wishes), "ana", f"op-{count}")
 
     def serve(self, version: str, **wishes: Any) -> int:
         """Deploy and promote, as the reconciler would."""
@@ -91,9 +91,9 @@ def test_a_preview_changes_nothing_and_tells_what_the_change_then_does(desk: Des
     second = desk.version("2", env={"MODE": "fast"})
     request = DeployRequest(second, replicas=2, why="faster")
     before = (desk.store.writes, desk.woken)
-    preview = desk.changes.preview_deploy("toy", request)
+    preview = desk.changes.preview("deploy", "toy", request)
     assert (desk.store.writes, desk.woken) == before
-    operation = desk.changes.deploy("toy", request, "ana", "op-x", preview.generation)
+    operation = desk.changes.change("deploy", "toy", request, "ana", "op-x", preview.generation)
     assert operation.changes == preview.changes
     assert {(c.field, c.old, c.new) for c in preview.changes} >= {
         ("version", "toy:1", "toy:2"),
@@ -113,7 +113,7 @@ def test_a_torch_that_no_gpu_of_the_host_could_run_is_refused_before_anything_is
     desk.changes = replace(desk.changes, torch_build=lambda: TorchBuild("2.13.0", "12.8", ("sm_90",)))
     why = re.escape("built for CUDA 12.8, and the driver 520.61 runs CUDA up to 11.8")
     with pytest.raises(InvalidInput, match=why):
-        desk.changes.preview_deploy("toy", DeployRequest(version))
+        desk.changes.preview("deploy", "toy", DeployRequest(version))
     with pytest.raises(InvalidInput, match=why):
         desk.deploy(version)
     assert desk.store.operations(target="toy") == ()
@@ -156,35 +156,35 @@ def test_the_next_version_brings_its_own_start_timeout_unless_a_deadline_was_ask
 
 def test_repeating_an_operation_gives_the_first_result_and_changes_nothing(desk: Desk) -> None:
     request = DeployRequest(desk.version("1"))
-    first = desk.changes.deploy("toy", request, "ana", "same")
-    again = desk.changes.deploy("toy", DeployRequest(desk.version("2")), "bo", "same")
+    first = desk.changes.change("deploy", "toy", request, "ana", "same")
+    again = desk.changes.change("deploy", "toy", DeployRequest(desk.version("2")), "bo", "same")
     assert again == first
     assert len(desk.store.revisions("toy")) == 1
 
 
 def test_an_operation_id_cannot_be_used_for_another_kind_of_change(desk: Desk) -> None:
-    desk.changes.deploy("toy", DeployRequest(desk.version("1")), "ana", "same")
+    desk.changes.change("deploy", "toy", DeployRequest(desk.version("1")), "ana", "same")
     with pytest.raises(Conflict, match="was deploy toy"):
-        desk.changes.stop("toy", ChangeRequest(), "ana", "same")
+        desk.changes.change("stop", "toy", ChangeRequest(), "ana", "same")
 
 
 def test_of_two_changes_from_one_look_the_second_loses_and_learns_to_whom(desk: Desk) -> None:
     desk.serve(desk.version("1"))
     generation = desk.store.wanted().deployments[0].generation
-    desk.changes.scale("toy", ScaleRequest(2), "ana", "winner", generation)
+    desk.changes.change("scale", "toy", ScaleRequest(2), "ana", "winner", generation)
     with pytest.raises(Conflict) as lost:
-        desk.changes.scale("toy", ScaleRequest(3), "bo", "loser", generation)
+        desk.changes.change("scale", "toy", ScaleRequest(3), "bo", "loser", generation)
     assert lost.value.operation == "winner"
 
 
 def test_a_rollback_goes_to_the_last_version_that_served_and_back_again(desk: Desk) -> None:
     desk.serve(desk.version("1"))
     desk.serve(desk.version("2"))
-    first = desk.changes.rollback("toy", RollbackRequest(), "ana", "r1")
+    first = desk.changes.change("rollback", "toy", RollbackRequest(), "ana", "r1")
     assert first.revision is not None
     assert desk.store.revision("toy", first.revision).rollback_of == 1
     desk.store.promote("toy", first.revision, Instant("boot", 9.0))
-    second = desk.changes.rollback("toy", RollbackRequest(), "ana", "r2")
+    second = desk.changes.change("rollback", "toy", RollbackRequest(), "ana", "r2")
     assert second.revision is not None
     assert desk.store.revision("toy", second.revision).spec.label == "toy:2"
 
@@ -195,13 +195,13 @@ def test_a_rollback_skips_versions_that_never_served(desk: Desk) -> None:
     assert failed is not None
     desk.store.fail("toy", failed, Failure(datetime.now(UTC), "golden", FailureReason.GOLDEN_MISMATCH, "no"))
     desk.serve(desk.version("3"))
-    assert desk.changes.preview_rollback("toy", RollbackRequest()).command == "qd rollback toy --to 1"
+    assert desk.changes.preview("rollback", "toy", RollbackRequest()).command == "qd rollback toy --to 1"
 
 
 def test_a_rollback_during_a_rollout_takes_the_rollout_back(desk: Desk) -> None:
     desk.serve(desk.version("1"))
     desk.deploy(desk.version("2"))
-    operation = desk.changes.rollback("toy", RollbackRequest(), "ana", "back")
+    operation = desk.changes.change("rollback", "toy", RollbackRequest(), "ana", "back")
     assert operation.revision is not None
     assert desk.store.revision("toy", operation.revision).spec.label == "toy:1"
     assert desk.store.revision("toy", 2).outcome == "superseded"
@@ -209,10 +209,10 @@ def test_a_rollback_during_a_rollout_takes_the_rollout_back(desk: Desk) -> None:
 
 def test_a_rollback_brings_back_everything_but_a_stop(desk: Desk) -> None:
     desk.serve(desk.version("1"), replicas=2, env={"A": "1"})
-    stopped = desk.changes.stop("toy", ChangeRequest(), "ana", "stop").revision
+    stopped = desk.changes.change("stop", "toy", ChangeRequest(), "ana", "stop").revision
     assert stopped is not None
     desk.store.promote("toy", stopped, Instant("boot", 5.0))
-    operation = desk.changes.rollback("toy", RollbackRequest(to=1), "ana", "back")
+    operation = desk.changes.change("rollback", "toy", RollbackRequest(to=1), "ana", "back")
     assert operation.revision is not None
     spec = desk.store.revision("toy", operation.revision).spec
     assert not spec.stopped and (spec.replicas, spec.env) == (2, {"A": "1"})
@@ -221,17 +221,17 @@ def test_a_rollback_brings_back_everything_but_a_stop(desk: Desk) -> None:
 def test_a_rollback_without_a_past_says_so(desk: Desk) -> None:
     desk.serve(desk.version("1"))
     with pytest.raises(NotFound, match="no earlier revision"):
-        desk.changes.rollback("toy", RollbackRequest(), "ana", "r")
+        desk.changes.change("rollback", "toy", RollbackRequest(), "ana", "r")
     with pytest.raises(NotFound) as unknown:
-        desk.changes.rollback("toy", RollbackRequest(to=7), "ana", "r")
+        desk.changes.change("rollback", "toy", RollbackRequest(to=7), "ana", "r")
     assert unknown.value.field == "to" and "1" in (unknown.value.hint or "")
 
 
 def test_scaling_needs_no_new_replicas_of_another_body_and_a_restart_does(desk: Desk) -> None:
     desk.serve(desk.version("1"))
-    assert desk.changes.preview_scale("toy", ScaleRequest(3)).handover == "none"
-    assert desk.changes.preview_restart("toy", ChangeRequest()).handover == "overlap"
-    desk.changes.restart("toy", ChangeRequest(), "ana", "again")
+    assert desk.changes.preview("scale", "toy", ScaleRequest(3)).handover == "none"
+    assert desk.changes.preview("restart", "toy", ChangeRequest()).handover == "overlap"
+    desk.changes.change("restart", "toy", ChangeRequest(), "ana", "again")
     d = desk.store.wanted().deployments[0]
     assert d.live is not None and d.target.body != d.live.body
 
@@ -239,7 +239,7 @@ def test_scaling_needs_no_new_replicas_of_another_body_and_a_restart_does(desk: 
 def test_memory_that_does_not_suffice_for_both_means_a_hold_and_says_why(desk: Desk) -> None:
     desk.serve(desk.version("1", resources={"memory": "8GiB"}))
     desk.capacity = Capacity(64 * GIB, 6 * GIB)
-    preview = desk.changes.preview_deploy("toy", DeployRequest(desk.version("2", resources={"memory": "8GiB"})))
+    preview = desk.changes.preview("deploy", "toy", DeployRequest(desk.version("2", resources={"memory": "8GiB"})))
     assert preview.handover == "hold"
     assert "8 GiB" in preview.why
     assert preview.if_it_fails == "toy:1 starts again"
@@ -286,21 +286,21 @@ def test_a_wish_that_makes_no_sense_is_refused_with_its_field_and_writes_nothing
 def test_a_name_that_is_none_is_refused(desk: Desk, name: str) -> None:
     request = DeployRequest(desk.version("1"))
     with pytest.raises(InvalidInput):
-        desk.changes.deploy(name, request, "ana", "op")
+        desk.changes.change("deploy", name, request, "ana", "op")
 
 
 def test_what_is_not_there_is_not_found_with_what_is(desk: Desk) -> None:
     with pytest.raises(NotFound):
-        desk.changes.deploy("toy", DeployRequest("toy:9"), "ana", "op")
+        desk.changes.change("deploy", "toy", DeployRequest("toy:9"), "ana", "op")
     desk.serve(desk.version("1"))
     with pytest.raises(NotFound) as unknown:
-        desk.changes.scale("tyo", ScaleRequest(2), "ana", "op")
+        desk.changes.change("scale", "tyo", ScaleRequest(2), "ana", "op")
     assert "toy" in (unknown.value.hint or "")
 
 
 def test_secrets_in_the_environment_show_in_no_diff(desk: Desk) -> None:
     desk.serve(desk.version("1"))
-    preview = desk.changes.preview_deploy("toy", DeployRequest("toy:1", env={"API_TOKEN": "hunter2", "MODE": "x"}))
+    preview = desk.changes.preview("deploy", "toy", DeployRequest("toy:1", env={"API_TOKEN": "hunter2", "MODE": "x"}))
     shown = {change.field: change.new for change in preview.changes}
     assert shown == {"env.API_TOKEN": "(hidden)", "env.MODE": "x"}
 
@@ -309,17 +309,17 @@ def test_a_deployment_whose_runtime_is_gone_can_still_be_stopped_and_removed(des
     desk.serve(desk.version("1"))
     desk.changes = replace(desk.changes, catalogue=Catalogue({}))
     with pytest.raises(NotFound, match="runtime"):
-        desk.changes.restart("toy", ChangeRequest(), "ana", "op-again")
-    stopped = desk.changes.stop("toy", ChangeRequest(), "ana", "op-stop")
+        desk.changes.change("restart", "toy", ChangeRequest(), "ana", "op-again")
+    stopped = desk.changes.change("stop", "toy", ChangeRequest(), "ana", "op-stop")
     wanted = desk.store.deployment("toy")
     assert wanted is not None and wanted.target.number == stopped.revision and wanted.target.spec.stopped
     assert wanted.live is not None and wanted.target.body == wanted.live.body
-    assert desk.changes.remove("toy", ChangeRequest(), "ana", "op-remove").kind == "remove"
+    assert desk.changes.change("remove", "toy", ChangeRequest(), "ana", "op-remove").kind == "remove"
 
 
 def test_a_deployment_that_is_being_removed_takes_no_changes(desk: Desk) -> None:
     desk.serve(desk.version("1"))
-    removal = desk.changes.remove("toy", ChangeRequest(), "ana", "rm")
+    removal = desk.changes.change("remove", "toy", ChangeRequest(), "ana", "rm")
     assert removal.kind == "remove"
     with pytest.raises(Conflict, match="being removed"):
         desk.deploy("toy:1")
@@ -329,5 +329,5 @@ def test_a_deployment_that_is_being_removed_takes_no_changes(desk: Desk) -> None
 
 def test_a_writable_root_and_a_user_show_in_the_plan(desk: Desk) -> None:
     label = desk.version("1", container={"writable_root": True, "user": "app"})
-    text = " ".join(desk.changes.preview_deploy("toy", DeployRequest(label)).warnings)
+    text = " ".join(desk.changes.preview("deploy", "toy", DeployRequest(label)).warnings)
     assert "writable root" in text and "user app" in text
