@@ -12,12 +12,15 @@ import resource
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from quarterdeck_agent.doctor_gpus import examine_gpus, mends_of_nvml, toolkit
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.history import Minutes
 from quarterdeck_agent.historyfile import aside
+from quarterdeck_agent.placement import Sight
 from quarterdeck_agent.protocol import Check, HostGauges, Part, PartState
 
 log = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ class DoctorContext:
     `gateway` tells the gateway's version or raises `AgentError`; `docker_info` gives `GET /info`, `None`
     where the engine is not docker; `nvml` and `gauges` are what the sampler last published; `clock_synchronised` is
     `drivers.host.clock_synchronised`. `history` is where gauges are kept for weeks. `min_free` bytes is below what
-    uploads are refused.
+    uploads are refused. `sight` is what NVML showed of the GPUs last.
     """
 
     data_folder: Path
@@ -55,6 +58,7 @@ class DoctorContext:
     gauges: Callable[[], HostGauges | None]
     clock_synchronised: Callable[[], bool | None]
     history: Minutes | None = None
+    sight: Callable[[], Sight] = Sight
     docker_info: Callable[[], Awaitable[dict[str, Any]]] | None = None
     cgroup_root: Path = Path("/sys/fs/cgroup")
     deadline: float = DEADLINE
@@ -66,7 +70,11 @@ Examination = Callable[[DoctorContext], Awaitable[Check]]
 async def examine(context: DoctorContext) -> tuple[Check, ...]:
     """Every check, in a steady order, all at once; takes no longer than the slowest one's deadline."""
     wanted = [(name, check) for name, check in CHECKS if name != "docker" or context.docker_info is not None]
-    return tuple(await asyncio.gather(*(_one(name, check, context) for name, check in wanted)))
+    sight = context.sight()
+    if sight.gpus and context.docker_info is not None:
+        wanted.append(("container toolkit", _toolkit))
+    found = await asyncio.gather(*(_one(name, check, context) for name, check in wanted))
+    return (*found, *examine_gpus(sight, datetime.now(UTC)))
 
 
 async def _one(name: str, check: Examination, context: DoctorContext) -> Check:
@@ -211,8 +219,13 @@ async def _nvml(context: DoctorContext) -> Check:
         return Check("nvml", "ok", f"driver {part.version}")
     if part.state is PartState.ABSENT:
         return Check("nvml", "ok", part.detail or "no NVIDIA driver on this host")
-    mend = "see `nvidia-smi` and `dmesg | grep -i xid`; a lost GPU comes back with a reset or a reboot"
-    return Check("nvml", "failed", part.detail, mend)
+    return Check("nvml", "failed", part.detail, ": ".join(mends_of_nvml(part.detail)))
+
+
+async def _toolkit(context: DoctorContext) -> Check:
+    assert context.docker_info is not None
+    info = await context.docker_info()
+    return await asyncio.to_thread(toolkit, info, shutil.which)
 
 
 CHECKS: tuple[tuple[str, Examination], ...] = (

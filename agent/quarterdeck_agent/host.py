@@ -348,6 +348,7 @@ class Host:
             gauges=lambda: self.board.get("gauges"),
             clock_synchronised=clock_synchronised,
             history=self.gauges.minutes,
+            sight=self._sight,
             docker_info=self.engine.info if isinstance(self.engine, DockerEngine) else None,
         )
         return await examine(context)
