@@ -143,6 +143,11 @@ class Client:
     async def doctor(self) -> tuple[Check, ...]:
         return await self._get("/doctor", tuple[Check, ...])
 
+    async def gpu_doctor(self) -> tuple[Check, ...]:
+        """What torch finds on each GPU: slow, so the answer may take as long as whoever asks allows."""
+        timeout = transport.Timeout(self._timeout, read=None)
+        return decode(await self._call("GET", "/doctor/gpus", timeout=timeout), tuple[Check, ...], self.host.name)
+
     async def series(self, name: str, key: str, since: datetime | None = None, points: int | None = None) -> Series:
         """One gauge since a time; `points` is about how many are wanted, where not all that are kept."""
         query = {"name": name, "key": key, "since": _instant(since), "points": points}

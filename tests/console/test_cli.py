@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,35 @@ def test_doctor_fails_when_a_check_failed_and_not_for_a_warning(agent: FakeAgent
     ran = qd(fleet, "doctor")
     assert ran.code == 1
     assert "chmod 600" in ran.out
+
+
+def test_doctor_has_torch_try_the_gpus_only_when_asked(agent: FakeAgent, fleet: Path) -> None:
+    slow = p.Check("torch on GPU 0", "failed", "the product differs from float64's by 3e-1", "drain the GPU")
+    agent.answers["GET /v1/doctor/gpus"] = Reply((slow,))
+    assert qd(fleet, "doctor").code == 0
+    assert not agent.asked("GET /v1/doctor/gpus")
+    ran = qd(fleet, "doctor", "--gpu")
+    assert ran.code == 1
+    assert "3 % free → make room" in ran.out
+    assert "torch on GPU 0" in ran.out and "→ drain the GPU" in ran.out
+    assert [each["name"] for each in qd(fleet, "doctor", "--gpu", "--json").json["items"]][-1] == "torch on GPU 0"
+
+
+def test_trying_gpus_may_take_longer_than_other_answers(agent: FakeAgent, fleet: Path) -> None:
+    async def slowly(_: object) -> Reply:
+        await asyncio.sleep(1.0)
+        return Reply((p.Check("torch on GPU 0", "ok", "41 TFLOP/s, 1.9 TB/s"),))
+
+    agent.answers["GET /v1/doctor/gpus"] = slowly
+    ran = qd(fleet, "doctor", "--gpu", "--deadline", "0.5")
+    assert ran.code == 0, ran.err
+    assert "41 TFLOP/s" in ran.out
+
+
+def test_an_agent_that_cannot_try_its_gpus_is_a_warning(agent: FakeAgent, fleet: Path) -> None:
+    ran = qd(fleet, "doctor", "--gpu")
+    assert ran.code == 0
+    assert "this agent cannot try its GPUs" in ran.out
 
 
 def test_doctor_of_an_agent_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ class Output:
         if not table.rows:
             self.note(empty)
             return
+        self._clear()
         self._out.writelines(f"{line}\n" for line in self._lines(table))
 
     def table_again(self, table: Table, empty: str) -> None:
