@@ -36,7 +36,7 @@ ADDRESS_SIZE = 8 * 2**10
 OPEN_PATHS = frozenset({"/healthz"})
 UPLOADS = "/v1/blobs/"
 TOKEN_IN_QUERY = re.compile(
-    rb"(^|&)(access_|auth_|api_)?(token|key|authorization)=|qd_[A-Za-z0-9_-]{43}", re.IGNORECASE
+    rb"(^|&)((access_|auth_|api_)?(token|authorization)|(access_|auth_|api_)key)=|qd_[A-Za-z0-9_-]{43}", re.IGNORECASE
 )
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 

@@ -148,7 +148,9 @@ def test_two_host_headers_or_none_are_refused(api: Running) -> None:
             assert raw.recv(65536).split(b" ")[1] == b"400"
 
 
-@pytest.mark.parametrize("query", [f"token={TOKEN}", "access_token=x", f"name={TOKEN}", "%74oken=x", "a=1&TOKEN=x"])
+@pytest.mark.parametrize(
+    "query", [f"token={TOKEN}", "access_token=x", f"name={TOKEN}", "%74oken=x", "a=1&TOKEN=x", "api_key=x"]
+)
 def test_a_token_in_the_address_is_refused_and_not_repeated(api: Running, query: str) -> None:
     response = api.client().get(f"/v1/status?{query}")
     assert response.status_code == 400

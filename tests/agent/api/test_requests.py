@@ -272,9 +272,9 @@ def test_secrets_of_a_revision_s_environment_are_never_told(api: Running, path: 
 
 
 def test_a_series_is_asked_for_from_a_moment_on_and_thinned(api: Running) -> None:
-    query = {"name": "host.cpu", "since": "2026-11-01T13:00:00+01:00", "step": "600", "points": "50"}
+    query = {"name": "host.cpu", "key": "GPU-0", "since": "2026-11-01T13:00:00+01:00", "step": "600", "points": "50"}
     found = api.client().get("/v1/series", params=query).json()
-    assert found["step"] == 600
+    assert (found["key"], found["step"]) == ("GPU-0", 600)
     assert found["samples"] == [{"at": "2026-11-01T12:00:00Z", "value": None, "max": 50}]
 
 
