@@ -29,6 +29,9 @@ NAME = "nvml"
 ABSENT_EVERY = 60.0
 """Where there is no NVML it is asked once a minute, in case a driver is installed."""
 
+GONE_EVERY = 5.0
+"""Where it has gone it is asked more often: most likely its driver is being loaded anew."""
+
 STEADY = 3
 """Readings in a row that must show memory without an owner: memory and processes are not read at one moment, and a
 process that ends leaves the list a little before its memory is free."""
@@ -99,6 +102,7 @@ class GpuSampler:
         self._lost: dict[str, deque[int | None]] = {}
         self._memory: dict[str, int | None] = {}
         self._failing: str | None = None
+        self._was_there = False
 
     def memory(self) -> Mapping[str, int | None]:
         """Replica id → bytes on all its GPUs together, as last read. A replica without GPUs is not in it."""
@@ -110,13 +114,18 @@ class GpuSampler:
         try:
             while True:
                 state = await self.sample()
-                pause = ABSENT_EVERY if state is PartState.ABSENT else self._interval
-                next_at = max(next_at + pause, self._clock.now())
+                next_at = max(next_at + self._pause(state), self._clock.now())
                 await asyncio.sleep(max(0.0, next_at - self._clock.now()) or 0.001)
         finally:
             self._sources.nvml.close()
             self._sources.processes.close()
             self._peaks.close()
+
+    def _pause(self, state: PartState | None) -> float:
+        if state is PartState.ABSENT:
+            return max(GONE_EVERY if self._was_there else ABSENT_EVERY, self._interval)
+        self._was_there = True
+        return self._interval
 
     async def sample(self) -> PartState | None:
         """One reading: how NVML is, `None` where the reading failed by a fault of ours."""

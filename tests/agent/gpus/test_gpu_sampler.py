@@ -301,23 +301,27 @@ def test_what_is_due_is_written_when_the_agent_ends_also_for_a_replica_that_is_g
 # --- the loop --------------------------------------------------------------------------------------------------
 
 
-def test_where_there_is_no_driver_it_is_asked_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_is_not_there_is_asked_for_once_a_minute_and_one_that_has_gone_more_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     it = bench()
-    it.nvml.told = NvmlSeen(PartState.ABSENT, "no NVIDIA driver on this host")
+    it.nvml.told = absent = NvmlSeen(PartState.ABSENT, "no NVIDIA driver on this host")
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
         it.clock.seconds += seconds
-        if len(slept) == 2:
+        if len(slept) in (2, 6):
             it.nvml.told = seen()
-        if len(slept) == 5:
+        if len(slept) == 4:
+            it.nvml.told = absent
+        if len(slept) == 7:
             raise asyncio.CancelledError
 
     monkeypatch.setattr("quarterdeck_agent.gpu_sampler.asyncio.sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(it.sampler.run())
-    assert slept == [60, 60, 1, 1, 1] and it.nvml.reads == 5
+    assert slept == [60, 60, 1, 1, 5, 5, 1] and it.nvml.reads == 7
 
 
 class Gateway:
