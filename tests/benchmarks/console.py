@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import os
 import pty
+import re
 import select
 import struct
 import subprocess
@@ -27,8 +28,13 @@ ROOT = Path(__file__).parents[2]
 ROUNDS = 15
 HOSTS, GPUS, DEPLOYMENTS = 500, 8, 4
 SECONDS = 20.0
-PARTS = 20
+PARTS = 100
 """Into so many the hosts' changes of a second are spread, as real hosts' would be."""
+KEYS = 100
+SIZE = f"{HOSTS} hosts × {GPUS} GPUs × {DEPLOYMENTS} deployments at 1 Hz"
+
+
+_COLOURS = re.compile(rb"\x1b\[[0-9;]*m")
 
 
 class Screen:
@@ -36,16 +42,22 @@ class Screen:
 
     def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
         self.process, self._descriptor, self.count = process, descriptor, 0
+        self._last = b""
 
-    def until(self, wanted: bytes, seconds: float = 30.0) -> float:
-        """Read until these bytes have come; how long that took."""
-        began, seen = time.perf_counter(), b""
-        while wanted not in seen:
+    def until(self, wanted: bytes, seconds: float = 30.0, began: float | None = None) -> float:
+        """Read until this text has come, in whatever colours; how long that took from `began`, or from now."""
+        began, seen = began or time.perf_counter(), b""
+        while wanted not in _COLOURS.sub(b"", seen):
             left = seconds - (time.perf_counter() - began)
             if left <= 0 or not select.select([self._descriptor], [], [], left)[0]:
                 raise TimeoutError(f"{wanted!r} did not come within {seconds:g} s")
             seen += self._read()
+        self._last = _COLOURS.sub(b"", seen)
         return time.perf_counter() - began
+
+    def seen(self, wanted: bytes) -> bool:
+        """Whether the last `until` got this text too."""
+        return wanted in self._last
 
     def drain(self, seconds: float) -> None:
         """Read whatever comes for so long."""
@@ -59,8 +71,11 @@ class Screen:
         self.count += len(found)
         return found
 
-    def press(self, keys: bytes) -> None:
+    def press(self, keys: bytes) -> float:
+        """Send these keys; when that was."""
+        began = time.perf_counter()
         os.write(self._descriptor, keys)
+        return began
 
     def cpu(self) -> float:
         """CPU seconds so far."""
@@ -113,30 +128,77 @@ def _large_fleet() -> list[Figure]:
     with _screen(words) as screen:
         screen.until(f"{HOSTS} hosts".encode())
         screen.drain(5)
-        keys = sorted(_key(screen) for _ in range(60))
+        moves = _latency("console: key to paint, p95", [_move(screen, place) for place in range(1, KEYS)], SIZE)
         cpu, sent, began = screen.cpu(), screen.count, time.perf_counter()
         before = screen.memory()
         screen.drain(SECONDS)
         seconds = time.perf_counter() - began
         share, rate = (screen.cpu() - cpu) / seconds, (screen.count - sent) / seconds
         grown = screen.memory() - before
-    size = f"{HOSTS} hosts × {GPUS} GPUs × {DEPLOYMENTS} deployments at 1 Hz"
-    p95 = keys[int(len(keys) * 0.95)] * 1000
+        for _ in range(8):  # to the rate, which changes all the time
+            screen.press(b"s")
+            screen.drain(0.1)
+        sorting = _latency(
+            "console: sort key to paint, p95", [_sort(screen, mark) for mark in "▼▲" * (KEYS // 2)], SIZE
+        )
+        sorted_by = _latency(
+            "console: key to paint while sorted, p95", [_moved(screen, key) for key in b"jk" * (KEYS // 2)], SIZE
+        )
+        typed = [each for _ in range(KEYS // 9) for each in _typed(screen)]
+        typing = [
+            _latency("console: filter key to paint, p95", [echoed for echoed, _ in typed], SIZE),
+            _latency("console: filter key to its rows, p95", [counted for _, counted in typed], SIZE, bound=None),
+        ]
     return [
-        Figure(
-            "console: key to paint, p95", p95, "ms", at_most=50, spread=(keys[0] * 1000, keys[-1] * 1000), note=size
-        ),
-        Figure("console: CPU of one core", share, "", at_most=0.25, note=f"{size}, which it simulates itself too"),
-        Figure("console: to the terminal", rate / 1024, "KiB/s", note=size),
+        moves,
+        sorting,
+        sorted_by,
+        *typing,
+        Figure("console: CPU of one core", share, "", at_most=0.25, note=f"{SIZE}, which it simulates itself too"),
+        Figure("console: to the terminal", rate / 1024, "KiB/s", note=SIZE),
         Figure("console: memory grown", grown / 2**20, "MiB", at_most=8, note=f"in {SECONDS:g} s of that"),
     ]
 
 
-def _key(screen: Screen) -> float:
-    """From a key to the bytes that draw the cursor on its new row."""
+def _latency(name: str, took: Sequence[float], note: str, bound: float | None = 50) -> Figure:
+    found = sorted(each * 1000 for each in took)
+    p95 = found[int(len(found) * 0.95)]
+    spread = (found[0], found[-1])
+    return Figure(name, p95, "ms", at_most=bound, spread=spread, note=f"{note}; {len(found)} keys", needs_quiet=True)
+
+
+def _move(screen: Screen, place: int) -> float:
+    """From a key to the bytes that draw the cursor on its new row, which is this one. The rows begin to scroll."""
     screen.drain(0.08)
-    screen.press(b"j")
-    return screen.until("▌".encode())
+    row = f"▌gpu-{place // DEPLOYMENTS:04d} ● model-{place % DEPLOYMENTS}"
+    return screen.until(row.encode(), began=screen.press(b"j"))
+
+
+def _moved(screen: Screen, key: int) -> float:
+    """From a key to the bytes that draw the cursor, on whichever row that is now."""
+    screen.drain(0.08)
+    return screen.until("▌".encode(), began=screen.press(bytes([key])))
+
+
+def _sort(screen: Screen, mark: str) -> float:
+    """From `S`, which reverses the order, to the column's title with the mark of that."""
+    screen.drain(0.08)
+    return screen.until(mark.encode(), began=screen.press(b"S"))
+
+
+def _typed(screen: Screen) -> Iterator[tuple[float, float]]:
+    """Each key of a filter, to the key's character and to the count of rows that match; then no filter again."""
+    screen.press(b"/")
+    screen.drain(0.1)
+    typed = b""
+    for key in b"gpu-04":
+        typed += bytes([key])
+        screen.drain(0.08)
+        began = screen.press(bytes([key]))
+        echoed = screen.until(typed, began=began)
+        yield echoed, echoed if screen.seen(b"/" + typed + b" ") else screen.until(b"/" + typed + b" ", began=began)
+    screen.press(b"\x1b")
+    screen.drain(0.2)
 
 
 # --- the measured process --------------------------------------------------------------------------------------------

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar, cast
 
-from textual import on
+from textual import events, on
 from textual.app import App
 from textual.message import Message
 from textual.screen import Screen
@@ -23,6 +24,7 @@ from quarterdeck_console.tui import messages as m
 from quarterdeck_console.tui import registry, themes
 from quarterdeck_console.tui.backend import Backend
 from quarterdeck_console.tui.context import Context
+from quarterdeck_console.tui.garbage import Garbage
 from quarterdeck_console.tui.screens.fleet import FleetScreen
 from quarterdeck_console.tui.session import Session
 from quarterdeck_console.tui.view import View
@@ -49,6 +51,7 @@ class Quarterdeck(App[int], inherit_bindings=False):
         self.theme = themes.chosen(preferences.theme, self.available_themes)
         self.session = Session(context, backend, self.post_message, preferences.refresh)
         self.set_keymap(checked_keys(preferences.keys))
+        self._garbage = Garbage(time.monotonic)
 
     # --- beginning and end -----------------------------------------------------------------------------------------
 
@@ -63,10 +66,19 @@ class Quarterdeck(App[int], inherit_bindings=False):
         self.exit(return_code=128 + number)
 
     def _begin(self) -> None:
+        if not self.is_headless:
+            # Only where the process is ours: tests have other things in it.
+            self._garbage.begin()
+            self.set_interval(1.0, self._garbage.turn)
         self.run_worker(self.session.start(), name="session", exit_on_error=True)
 
     async def on_unmount(self) -> None:
         await self.session.close()
+
+    async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.Key):
+            self._garbage.touched()
+        await super().on_event(event)
 
     # --- the fleet -------------------------------------------------------------------------------------------------
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 
-from quarterdeck_agent.protocol import DeploymentState, DeploymentStatus, Failure, FailureReason, Gpu, GpuHealth
+from quarterdeck_agent.protocol import (
+    DeploymentState,
+    DeploymentStatus,
+    Failure,
+    FailureReason,
+    Gpu,
+    GpuHealth,
+    Traffic,
+)
 from quarterdeck_console import gpus, views
 from quarterdeck_console.clean import clean_line
 from quarterdeck_console.gpus import Device
@@ -43,7 +50,7 @@ def lines(fleet: FleetState, now: datetime) -> Iterator[Line | Later]:
             yield _silent(host, now)
             continue
         for each in host.status.deployments:
-            yield Later((host.name, each.name), partial(_deployment, host, each, now))
+            yield Later((host.name, each.name), _deployment, (host, each, now), _sorted_by, _searched)
 
 
 def _silent(host: HostState, now: datetime) -> Line:
@@ -58,50 +65,102 @@ def _silent(host: HostState, now: datetime) -> Line:
 
 def _deployment(host: HostState, each: DeploymentStatus, now: datetime) -> Line:
     lost = host.connection == "lost"
-    traffic = [t for t in host.status.traffic if t.deployment == each.name] if host.status is not None else []
-    rate, errors, held = _sum(t.rate for t in traffic), _sum(t.errors for t in traffic), _sum(t.held for t in traffic)
-    live = next((t for t in traffic if t.revision == each.live_revision), None)
-    state = Cell(f"? unreachable; was {_state(each, now).text}", Severity.BAD) if lost else _state(each, now)
-    share = None if errors is None or rate is None else errors / (rate + errors) if rate + errors else 0.0
-    revision = each.live_revision if each.live_revision is not None else each.wanted_revision
+    held, share, p95 = _sum(t.held for t in _traffic(host, each)), _error_share(host, each), _p95(host, each)
     wrong = "?" if lost else None
     cells = (
         Cell(f"{host.name} {host_symbol(host)}", Severity.BAD if lost else Severity.PLAIN),
         Cell(each.name),
         Cell(short_label(each.label, each.name)),
-        Cell(str(revision), number=True),
-        state,
+        Cell(str(_revision(each)), number=True),
+        _state(host, each, now),
         Cell(f"{wrong or each.replicas_ready}/{each.replicas_wanted}", _replicas(each), number=True),
         Cell(",".join(gpus_of(host, each)) or NOTHING),
-        Cell(wrong or (f"{held:.0f} held" if held else _rate(rate)), Severity.BUSY if held else Severity.PLAIN, True),
+        Cell(wrong or (f"{held:.0f} held" if held else _rate(_rate_of(host, each))),
+             Severity.BUSY if held else Severity.PLAIN, True),
         Cell(wrong or _share(share), Severity.WARNING if share else Severity.PLAIN, number=True),
-        Cell(wrong or views.duration(live.p95 if live else None), number=True),
+        Cell(wrong or views.duration(p95), number=True),
         Cell(marks.since(each.since, now), number=True),
         Cell(each.by),
-    )
-    sort = (
-        host.name, each.name, each.label, revision, RANK[state.severity], each.replicas_ready - each.replicas_wanted,
-        cells[6].text, rate, share, live.p95 if live else None, -each.since.timestamp(), each.by,
     )  # fmt: skip
-    searched = f"{host.name} {each.name} {each.label} {each.state} {state.text} {each.by}"
-    return Line((host.name, each.name), cells, sort, lost, searched)
+    return Line((host.name, each.name), cells, faded=lost)
 
 
-def _state(each: DeploymentStatus, now: datetime) -> Cell:
+def _searched(host: HostState, each: DeploymentStatus, now: datetime) -> str:
+    return f"{host.name} {each.name} {each.label} {each.state} {_state_words(host, each, now)} {each.by}"
+
+
+def _sorted_by(host: HostState, each: DeploymentStatus, _now: datetime, index: int) -> Any:
+    return _SORTS[index](host, each)
+
+
+def _traffic(host: HostState, each: DeploymentStatus) -> list[Traffic]:
+    return [t for t in host.status.traffic if t.deployment == each.name] if host.status is not None else []
+
+
+def _rate_of(host: HostState, each: DeploymentStatus) -> float | None:
+    return _sum(t.rate for t in _traffic(host, each))
+
+
+def _error_share(host: HostState, each: DeploymentStatus) -> float | None:
+    rate, errors = _rate_of(host, each), _sum(t.errors for t in _traffic(host, each))
+    return None if errors is None or rate is None else errors / (rate + errors) if rate + errors else 0.0
+
+
+def _p95(host: HostState, each: DeploymentStatus) -> float | None:
+    live = next((t for t in _traffic(host, each) if t.revision == each.live_revision), None)
+    return live.p95 if live is not None else None
+
+
+def _revision(each: DeploymentStatus) -> int:
+    return each.live_revision if each.live_revision is not None else each.wanted_revision
+
+
+def _meaning(host: HostState, each: DeploymentStatus) -> Severity:
+    if host.connection == "lost":
+        return Severity.BAD
+    if each.state == DeploymentState.SERVING and each.failure is not None:
+        return Severity.BAD
+    return views.severity(each.state)
+
+
+_SORTS: tuple[Callable[[HostState, DeploymentStatus], Any], ...] = (
+    lambda host, each: host.name,
+    lambda host, each: each.name,
+    lambda host, each: each.label,
+    lambda host, each: _revision(each),
+    lambda host, each: RANK[_meaning(host, each)],
+    lambda host, each: each.replicas_ready - each.replicas_wanted,
+    lambda host, each: ",".join(gpus_of(host, each)) or NOTHING,
+    _rate_of,
+    _error_share,
+    _p95,
+    lambda host, each: -each.since.timestamp(),
+    lambda host, each: each.by,
+)
+"""A value for each of `COLUMNS`, without the cells: all rows are sorted, few are shown."""
+
+
+def _state(host: HostState, each: DeploymentStatus, now: datetime) -> Cell:
+    return Cell(_state_words(host, each, now), _meaning(host, each))
+
+
+def _state_words(host: HostState, each: DeploymentStatus, now: datetime) -> str:
+    said = _last_state(each, now)
+    return f"? unreachable; was {said}" if host.connection == "lost" else said
+
+
+def _last_state(each: DeploymentStatus, now: datetime) -> str:
     """The symbol, the word, and what is behind it, the worst thing told first."""
-    meaning = views.severity(each.state)
     mark = marks.symbol(each.state)
     if each.state == DeploymentState.SERVING:
-        if each.failure is None:
-            return Cell(f"{mark} serving", meaning)
-        return Cell(f"{mark} serving; ✖ {failed(each.failure)}", Severity.BAD)
+        return f"{mark} serving" if each.failure is None else f"{mark} serving; ✖ {failed(each.failure)}"
     if each.state == DeploymentState.STOPPED:
-        return Cell(f"{mark} stopped", meaning)
-    if meaning == Severity.BUSY:
+        return f"{mark} stopped"
+    if views.severity(each.state) == Severity.BUSY:
         # "embed:1.3: golden" is "1.3: golden" in the row of embed.
         said = each.summary.removeprefix(f"{each.name}:")
-        return Cell(clean_line(f"{mark} {said}  {marks.since(each.since, now)}"), meaning)
-    return Cell(clean_line(f"{mark} {each.state}: {each.summary}"), meaning)
+        return clean_line(f"{mark} {said}  {marks.since(each.since, now)}")
+    return clean_line(f"{mark} {each.state}: {each.summary}")
 
 
 def failed(failure: Failure) -> str:
@@ -170,7 +229,7 @@ def cards(host: HostState) -> tuple[Gpu, ...]:
 def host_lines(fleet: FleetState, history: History, room: int, now: datetime) -> Iterator[Later]:
     """Every host with its figures and `room` GPUs; of one that does not answer the last ones, and since when."""
     for host in fleet.hosts.values():
-        yield Later((host.name,), partial(_host, host, history, room, now))
+        yield Later((host.name,), _host, (host, history, room, now))
 
 
 def _host(host: HostState, history: History, room: int, now: datetime) -> Line:

@@ -27,4 +27,5 @@ class Label(Static):
         """Show this from now on."""
         if content.plain != self._shown.plain or content.spans != self._shown.spans:
             self._shown = content
-            self.update(content)
+            # Most are of a fixed size: laying out the whole screen anew for each would cost more than drawing it.
+            self.update(content, layout=self.styles.auto_dimensions)

@@ -6,7 +6,7 @@ rightmost in importance are left out where the terminal is narrow, and one of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -58,21 +58,47 @@ class Line:
         """What a filter looks at."""
         return self.searched or " ".join(cell.text for cell in self.cells)
 
+    def value(self, index: int) -> Any:
+        """What it is sorted by in this column."""
+        return self.sort[index] if index < len(self.sort) else None
+
 
 class Later:
-    """A row that is made when somebody looks at it: of thousands that change, a few are on the screen."""
+    """A row that is made when somebody looks at it: of thousands that change, a few are on the screen.
 
-    __slots__ = ("_made", "_make", "key")
+    `make` gets `arguments`. `value` gets them and a column's index, `text` only them: what the row is sorted and
+    filtered by, for which without these two every row has to be made.
+    """
 
-    def __init__(self, key: Key, make: Callable[[], Line]) -> None:
-        self.key, self._make = key, make
+    __slots__ = ("_arguments", "_made", "_make", "_said", "_text", "_value", "key")
+
+    def __init__(
+        self,
+        key: Key,
+        make: Callable[..., Line],
+        arguments: tuple[Any, ...] = (),
+        value: Callable[..., Any] | None = None,
+        text: Callable[..., str] | None = None,
+    ) -> None:
+        self.key, self._make, self._arguments, self._value, self._text = key, make, arguments, value, text
         self._made: Line | None = None
+        self._said: str | None = None
 
     @property
     def line(self) -> Line:
         if self._made is None:
-            self._made = self._make()
+            self._made = self._make(*self._arguments)
         return self._made
+
+    def text(self) -> str:
+        """What a filter looks at."""
+        if self._said is None:
+            self._said = self.line.text() if self._text is None else self._text(*self._arguments)
+        return self._said
+
+    def value(self, index: int) -> Any:
+        """What it is sorted by in this column."""
+        return self.line.value(index) if self._value is None else self._value(*self._arguments, index)
 
 
 class _Lines(dict[Key, Line | Later]):
@@ -199,12 +225,12 @@ class Table(ScrollView, can_focus=True):
     def _arrange(self) -> None:
         found = list(self.lines)
         if self.filter:
-            found = [key for key in found if self._wanted(self.lines.of(key).text())]
+            found = [key for key in found if self._wanted(self.lines[key].text())]
         index = next((i for i, column in enumerate(self.columns) if column.key == self.sort_column), None)
         if index is not None:
-            values = {key: row.sort[index] for key in found if len((row := self.lines.of(key)).sort) > index}
-            known = [key for key in found if values.get(key) is not None]
-            unknown = [key for key in found if values.get(key) is None]
+            values = {key: self.lines[key].value(index) for key in found}
+            known = [key for key in found if values[key] is not None]
+            unknown = [key for key in found if values[key] is None]
             found = sorted(known, key=lambda key: values[key], reverse=self.descending) + unknown
         before = len(self.order), self.cursor
         self.order = found
@@ -272,8 +298,9 @@ class Table(ScrollView, can_focus=True):
             return
         old, self._place = self._place, min(max(place, 0), len(self.order) - 1)
         self._set_cursor(self.order[self._place])
-        self._draw(old)
-        self._draw(self._place)
+        if self._place != old:
+            self._draw(old)
+            self._draw(self._place)
         self._into_view()
 
     def _into_view(self) -> None:
@@ -419,21 +446,30 @@ class Table(ScrollView, can_focus=True):
     def _row(self, row: Line, cursor: bool, selected: bool, width: int) -> Strip:
         plain = self._style("plain", cursor, selected, row.faded)
         # Without colour the cursor and the selection have to be seen too.
-        segments = [Segment("✓" if selected else "▌" if cursor and self.has_focus else " ", plain)]
-        gap = Segment(" ", plain)
+        text, style = "✓" if selected else "▌" if cursor and self.has_focus else " ", plain
+        segments: list[Segment] = []
+        for piece, meaning in self._pieces(row, width):
+            found = plain if meaning is None else self._style(meaning, cursor, selected, row.faded)
+            # Neighbours of one style are one segment: whatever Textual does to a line, it does to each segment.
+            if found is style:
+                text += piece
+            else:
+                segments.append(Segment(text, style))
+                text, style = piece, found
+        segments.append(Segment(text, style))
+        return self._strip(segments, width, cursor, selected)
+
+    def _pieces(self, row: Line, width: int) -> Iterator[tuple[str, str | None]]:
+        """The cells in their widths with what they mean, and the gaps between them, which mean nothing."""
         note, used = row.note, MARK
         for index, size in self._layout().shown:
-            cell = row.cells[index]
             if note is not None and index >= note[0]:
-                cell, size = note[1], max(0, width - used - 1)
-                style = self._style(cell.severity.value, cursor, selected, False)
-                segments.append(Segment(fit(cell.text, size), style))
-                break
+                yield fit(note[1].text, max(0, width - used - 1)), note[1].severity.value
+                return
             used += size + 1
-            style = self._style(cell.severity.value, cursor, selected, row.faded)
-            segments.append(Segment(fit(cell.text, size, cell.number), style))
-            segments.append(gap)
-        return self._strip(segments, width, cursor, selected)
+            cell = row.cells[index]
+            yield fit(cell.text, size, cell.number), cell.severity.value
+            yield " ", None
 
     def _strip(self, segments: list[Segment], width: int, cursor: bool = False, selected: bool = False) -> Strip:
         return Strip(segments).adjust_cell_length(width, self._style("plain", cursor, selected, False))
