@@ -81,7 +81,7 @@ class Minutes:
                 tally.count += 1
                 tally.total += value
                 if value > tally.peak:
-                    tally.peak = value
+                    tally.peak = float(value)
 
     def recent(self, key: Key) -> dict[int, Point]:
         """The minutes of one series that the file may not have yet, that which has just begun included."""

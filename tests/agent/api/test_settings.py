@@ -81,6 +81,8 @@ def test_gpus_get_labels_by_uuid_or_index_from_the_file_or_the_environment(tmp_p
         ("[gpus.labels]\n0 = ['big one']", "gpus.labels", "a list of words"),
         ("[gpus]\nlabels = 0", "gpus.labels", "by uuid or index"),
         ("[probe]\ninterval = 0", "probe.interval", "seconds from"),
+        ("[history]\ndays = 0", "history.days", "whole number from 1"),
+        ("[history]\nsize = 'much'", "history.size", "a size such as"),
         ("[probe]\ninterval = nan", "probe.interval", "seconds from"),
     ],
 )
