@@ -6,10 +6,13 @@ from here; nothing that a bundle says is passed on as it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from quarterdeck_agent.drivers.base import ReplicaSpec, expand
+from quarterdeck_agent.drivers import gpu_door
+from quarterdeck_agent.drivers.base import ReplicaSpec, Resources, expand
+from quarterdeck_agent.drivers.gpu_door import Door
 
 Json = dict[str, Any]
 
@@ -24,6 +27,9 @@ OWNER, REPLICA = PREFIX + "owner", PREFIX + "replica"
 LABELS = tuple(
     PREFIX + key for key in ("owner", "replica", "deployment", "revision", "body", "version", "port", "gpus")
 )
+CLAIM = PREFIX + "claim"
+"""What a replica with GPUs claims of each: a number of bytes, or "whole". Older agents did not write it."""
+CLAIM_FORM = re.compile(r"whole|[0-9]{1,16}")
 
 
 def network_name(instance: str) -> str:
@@ -58,15 +64,20 @@ def labels(spec: ReplicaSpec, instance: str) -> dict[str, str]:
         str(spec.port),
         ",".join(spec.gpus),
     )
-    return dict(zip(LABELS, values, strict=True))
+    claim = {CLAIM: claimed(spec.resources)} if spec.gpus else {}
+    return dict(zip(LABELS, values, strict=True)) | claim
 
 
-def environment(spec: ReplicaSpec) -> list[str]:
+def claimed(resources: Resources) -> str:
+    """The claim on each GPU as the label has it."""
+    return "whole" if resources.whole_gpus or resources.vram is None else str(resources.vram)
+
+
+def environment(spec: ReplicaSpec, way: Door = "nvidia") -> list[str]:
     """`KEY=value` lines. No GPU is shown by an image's own NVIDIA_VISIBLE_DEVICES=all: GPUs come by request only."""
     values = {key: fill(value, spec) for key, value in spec.env.items()}
     values["PORT"] = str(spec.port)
-    if not spec.gpus:
-        values["NVIDIA_VISIBLE_DEVICES"] = "void"
+    values["NVIDIA_VISIBLE_DEVICES"] = gpu_door.visible(spec.gpus, way)
     return [f"{key}={value}" for key, value in values.items()]
 
 
@@ -74,24 +85,27 @@ def fill(text: str, spec: ReplicaSpec) -> str:
     return expand(text, port=spec.port, bundle=BUNDLE, name=spec.deployment, python="python3")
 
 
-def configuration(spec: ReplicaSpec, instance: str, volumes: tuple[str, ...] = ()) -> Json:
-    """The whole request that creates the container. `volumes` are those the image declares: they become tmpfs."""
+def configuration(spec: ReplicaSpec, instance: str, volumes: tuple[str, ...] = (), way: Door = "nvidia") -> Json:
+    """The whole request that creates the container. `volumes` are those the image declares: they become tmpfs.
+
+    `way` is how this daemon gives GPUs.
+    """
     return {
         "Image": spec.image,
         "Cmd": [fill(word, spec) for word in spec.command] or None,
-        "Env": environment(spec),
+        "Env": environment(spec, way),
         "User": spec.user or NOBODY,
         "Labels": labels(spec, instance),
         "Healthcheck": {"Test": ["NONE"]},
         "AttachStdin": False,
         "OpenStdin": False,
         "Tty": False,
-        "HostConfig": host(spec, instance, volumes),
+        "HostConfig": host(spec, instance, volumes, way),
         "NetworkingConfig": {"EndpointsConfig": {network_name(instance): {}}},
     }
 
 
-def host(spec: ReplicaSpec, instance: str, volumes: tuple[str, ...]) -> Json:
+def host(spec: ReplicaSpec, instance: str, volumes: tuple[str, ...], way: Door = "nvidia") -> Json:
     """What the container gets of the host: as little as serving a model needs."""
     limits = spec.resources
     return {
@@ -113,7 +127,7 @@ def host(spec: ReplicaSpec, instance: str, volumes: tuple[str, ...]) -> Json:
         "ShmSize": limits.shm or SHM_SIZE,
         "Tmpfs": {"/tmp": f"rw,noexec,nosuid,nodev,size={TMP_SIZE},mode=1777"},  # noqa: S108  inside the container
         "Mounts": [bundle_mount(spec), *(volume_mount(path) for path in volumes)],
-        "DeviceRequests": [gpu_request(spec.gpus)] if spec.gpus else [],
+        "DeviceRequests": [gpu_door.request(spec.gpus, way)] if spec.gpus else [],
         "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
     }
 
@@ -131,10 +145,6 @@ def bundle_mount(spec: ReplicaSpec) -> Json:
 def volume_mount(path: str) -> Json:
     """Memory in place of an anonymous volume on the host's disk."""
     return {"Type": "tmpfs", "Target": path, "TmpfsOptions": {"SizeBytes": VOLUME_SIZE, "Mode": 0o1777}}
-
-
-def gpu_request(gpus: tuple[str, ...]) -> Json:
-    return {"Driver": "", "Count": 0, "DeviceIDs": list(gpus), "Capabilities": [["gpu"]], "Options": {}}
 
 
 # --- what came out ---------------------------------------------------------------------------------------------
@@ -188,7 +198,8 @@ def identity_differences(asked: Json, config: Json) -> list[str]:
         wrong.append("Config.Cmd")
     if not set(config.get("Env") or ()) >= set(asked["Env"]):
         wrong.append("Config.Env")
-    if ours(config.get("Labels") or {}) != asked["Labels"]:
+    made = ours(config.get("Labels") or {})
+    if made != {key: value for key, value in asked["Labels"].items() if key != CLAIM or CLAIM in made}:
         wrong.append("Config.Labels")
     if config.get("Tty") or config.get("OpenStdin"):
         wrong.append("Config.Tty")
@@ -229,12 +240,13 @@ def doubt(names: tuple[str, ...], values: Mapping[str, str], mode: str, instance
     """Why a container with our labels cannot be proved ours; `None` when it is. `mode` is its network mode."""
     if values.get(OWNER) != instance:
         return "belongs to another agent or to nobody"
-    if set(ours(values)) != set(LABELS):
+    if set(ours(values)) - {CLAIM} != set(LABELS):
         return "does not carry our labels as we write them"
     if f"/{container_name(values[REPLICA])}" not in names:
         return "has our labels under a name that is not ours"
     if mode != network_name(instance):
         return "has our labels but is not on our network"
-    if not (values[PREFIX + "revision"].isdecimal() and values[PREFIX + "port"].isdecimal()):
+    numbers = values[PREFIX + "revision"].isdecimal() and values[PREFIX + "port"].isdecimal()
+    if not numbers or not CLAIM_FORM.fullmatch(values.get(CLAIM, "whole")):
         return "has our labels with values that we never write"
     return None

@@ -24,7 +24,7 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from quarterdeck_agent.clock import Clock
-from quarterdeck_agent.drivers import container, image, placement
+from quarterdeck_agent.drivers import container, gpu_door, image, placement
 from quarterdeck_agent.drivers.base import Foreign, Found, Inventory, Life, Progress, ReplicaSpec, Report
 from quarterdeck_agent.errors import EngineError, EngineUnresponsive, StartRefused
 from quarterdeck_agent.failpoints import failpoint
@@ -210,6 +210,7 @@ class DockerEngine:
         code = state.get("ExitCode") if life is Life.EXITED else None
         killed = code is not None and 128 < code <= 128 + 64
         groups = placement.of_process(state["Pid"]) if state.get("Pid") else {}
+        claim = values.get(container.CLAIM, "")
         # A daemon in another machine or pid name space gives pids that mean somebody else here.
         ours = any(made["Id"] in str(path) for path in groups.values())
         began = placement.started(state["Pid"]) if ours else None
@@ -232,6 +233,8 @@ class DockerEngine:
             gpus=tuple(filter(None, values[container.PREFIX + "gpus"].split(","))),
             cgroups=groups if ours else {},
             pids=(state["Pid"],) if state.get("Pid") else (),
+            vram=int(claim) if claim.isdecimal() else None,
+            exclusive=claim == "whole",
         )
 
     def _since_boot(self, told: str | None) -> float | None:
@@ -266,10 +269,9 @@ class DockerEngine:
     def _create(self, spec: ReplicaSpec) -> Json:
         client = self._client(START_DEADLINE * 0.9)
         self._ensure_network()
+        asked = self._asked(spec)
         try:
-            made = client.create_container_from_config(
-                container.configuration(spec, self._instance, self._volumes(spec)), container.container_name(spec.id)
-            )
+            made = client.create_container_from_config(asked, container.container_name(spec.id))
         except APIError as error:
             if error.status_code == HTTP_CONFLICT:
                 return self._made_by_another(spec, error)
@@ -291,6 +293,11 @@ class DockerEngine:
         self._prove(there)
         return there
 
+    def _asked(self, spec: ReplicaSpec) -> Json:
+        """The request for a container, with GPUs in the way that this daemon gives them."""
+        way = gpu_door.door(self._client().info()) if spec.gpus else "nvidia"
+        return container.configuration(spec, self._instance, self._volumes(spec), way)
+
     def _volumes(self, spec: ReplicaSpec) -> tuple[str, ...]:
         """The volumes that the image declares. An image with labels of ours is refused: it could pose as a replica."""
         if not spec.image:
@@ -306,7 +313,7 @@ class DockerEngine:
 
     def _check(self, spec: ReplicaSpec, made: Json) -> None:
         """Remove and refuse a container that is not what was asked, whoever changed it on the way."""
-        wrong = container.differences(container.configuration(spec, self._instance, self._volumes(spec)), made)
+        wrong = container.differences(self._asked(spec), made)
         if wrong:
             self._discard(made["Id"])
             raise StartRefused(

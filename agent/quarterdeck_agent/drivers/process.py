@@ -53,6 +53,8 @@ class Memo:
     port: int
     gpus: tuple[str, ...]
     cores: tuple[int, ...]
+    vram: int | None = None
+    exclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,8 @@ class ProcessEngine:
             gpus=memo.gpus,
             cgroups={key: Path(path) for key, path in running.held["cgroups"].items()} if running else {},
             pids=(running.child,) if running and life is Life.RUNNING else (),
+            vram=None if memo.exclusive else memo.vram,
+            exclusive=memo.exclusive,
         )
 
     def _shim(self, name: str) -> Running | None:
@@ -255,13 +259,15 @@ class ProcessEngine:
             self._free_port(),
             spec.gpus,
             self._cores(spec.resources.cpus),
+            spec.resources.vram if spec.gpus else None,
+            spec.resources.whole_gpus and bool(spec.gpus),
         )
         # Filled under a name that no inventory lists, then named: a folder without its memo is never ours.
         partial = self._folder.parent / f".{self._folder.name}-{spec.id}-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         (partial / "tmp").mkdir()
-        (partial / "replica.json").write_text(json.dumps(asdict(memo)))
+        (partial / "replica.json").write_text(json.dumps(remembered(memo)))
         partial.rename(folder)
         self._memos[spec.id] = memo
         return memo
@@ -391,6 +397,12 @@ def check_id(name: str) -> None:
     """Refuse a replica id that is no plain folder name."""
     if not name or name.startswith(".") or "/" in name or "\0" in name:
         raise InvalidInput(f"{name!r} cannot name a replica.", field="id")
+
+
+def remembered(memo: Memo) -> dict[str, Any]:
+    """What is written of a memo: no claim where there are no GPUs, so that an older agent reads it too."""
+    values = asdict(memo)
+    return values if memo.gpus else {key: value for key, value in values.items() if key not in ("vram", "exclusive")}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

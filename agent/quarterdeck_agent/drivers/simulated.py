@@ -173,6 +173,8 @@ class SimulatedEngine:
             address=("127.0.0.1", port),
             started=self._clock.now(),
             gpus=spec.gpus,
+            vram=spec.resources.vram if spec.gpus and not spec.resources.whole_gpus else None,
+            exclusive=bool(spec.gpus) and spec.resources.whole_gpus,
         )
 
     def _age(self, known: Pretended) -> Found:

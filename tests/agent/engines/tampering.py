@@ -1,4 +1,7 @@
-"""A proxy in front of the daemon that changes what a client asks: what authorization plugins and bad proxies can do."""
+"""A proxy in front of the daemon that changes what a client asks: what authorization plugins and bad proxies can do.
+
+With `retell` it changes what the daemon answers too, which can pretend a daemon that has what this one has not.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,8 @@ from typing import Any
 
 DAEMON = "/var/run/docker.sock"
 Tamper = Callable[[dict[str, Any]], None]
+Retell = Callable[[str, Any], None]
+"""Changes the answer, a JSON value, to the request of this path."""
 
 
 class ToDaemon(http.client.HTTPConnection):
@@ -26,6 +31,7 @@ class ToDaemon(http.client.HTTPConnection):
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
     tamper: Tamper
+    retell: Retell | None
     requests: list[str]
 
 
@@ -51,6 +57,10 @@ class Handler(BaseHTTPRequestHandler):
         connection.request(self.command, self.path, body or None, headers)
         answer = connection.getresponse()
         content = answer.read()
+        if self.server.retell is not None and content.startswith((b"{", b"[")):
+            told = json.loads(content)
+            self.server.retell(self.path, told)
+            content = json.dumps(told).encode()
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.getheader("Content-Type") or "application/json")
         if answer.status not in (204, 304):
@@ -63,11 +73,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def tampering(folder: Path, tamper: Tamper) -> Iterator[tuple[str, list[str]]]:
+def tampering(folder: Path, tamper: Tamper, retell: Retell | None = None) -> Iterator[tuple[str, list[str]]]:
     """The proxy's address and the requests that it saw."""
     path = folder / "proxy.sock"
     server = Server(str(path), Handler)
-    server.tamper, server.requests = tamper, []
+    server.tamper, server.retell, server.requests = tamper, retell, []
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
