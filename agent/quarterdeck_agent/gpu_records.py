@@ -75,8 +75,12 @@ class GpuRecords:
         await self._keep(gpu.uuid for gpu in seen.gpus if gpu.parent is None)
         return Judged(
             tuple(with_health(gpu, found) for gpu in seen.gpus),
-            tuple(replace(each, xids=self._records.get(each.uuid, Record()).xids) for each in seen.facts),
+            tuple(self._with_xids(each) for each in seen.facts),
         )
+
+    def _with_xids(self, facts: GpuFacts) -> GpuFacts:
+        record = self._records.get(facts.uuid)
+        return facts if record is None or record.xids == facts.xids else replace(facts, xids=record.xids)
 
     def _heard(self, gpus: tuple[Gpu, ...], now: float) -> tuple[Gpu, ...]:
         """The GPUs, of which one that has been silent for long counts as lost: unless the whole driver hangs."""
@@ -154,4 +158,4 @@ def with_health(gpu: Gpu, found: Mapping[str, tuple[GpuHealth, str]]) -> Gpu:
     whole, words = found.get(gpu.parent or "", (GpuHealth.OK, ""))
     if LEVELS.index(whole) > LEVELS.index(health):
         health, why = whole, words
-    return replace(gpu, health=health, why=why)
+    return gpu if (gpu.health, gpu.why) == (health, why) else replace(gpu, health=health, why=why)

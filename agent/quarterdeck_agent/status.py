@@ -160,6 +160,8 @@ def rollout_phase(d: WantedDeployment, seen: Seen, now: float, waits: str = "") 
     """The step a rollout is in, read off the facts. `waits` is what keeps its replicas from being started."""
     target = d.target
     mine = [r for r in seen.of(d.name) if r.found.body == target.body and r.running]
+    if not target.passed:
+        mine = [r for r in mine if not on_ailing(r, seen)]  # they do not count for the switch
     old = [r for r in seen.of(d.name) if r.found.body != target.body]
     ready = sum(1 for r in mine if r.ready)
     if target.spec.stopped:

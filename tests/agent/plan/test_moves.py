@@ -204,7 +204,7 @@ def test_a_deploy_is_not_switched_to_a_gpu_that_does_not_answer_until_it_does() 
 
 def test_a_deploy_whose_gpu_gets_sick_with_no_other_fails_at_its_deadline_and_the_old_one_serves_on() -> None:
     world = serving(count=2)
-    deploying(world, revision(2, deadline=30.0))
+    deploying(world, revision(2, deadline=130.0))
     for _ in range(100):
         for step in world.steps():
             world.perform(step)
@@ -212,7 +212,11 @@ def test_a_deploy_whose_gpu_gets_sick_with_no_other_fails_at_its_deadline_and_th
             break
         world.turn(0.5)
     world.sick = {1}
-    world.run(passes=400)
+    world.run(passes=10, rest=100)
+    state, summary = world.state()
+    assert state is DeploymentState.DEPLOYING
+    assert "start (0 of 1; needs one GPU for itself; " in summary and "gpu1 is sick: Xid 79" in summary
+    world.run(passes=200, rest=200)
     failed = [step for step in world.taken if type(step).__name__ == "Fail"]
     assert [step.reason for step in failed] == [FailureReason.NO_GPU]  # type: ignore[union-attr]
     assert "gpu1 is sick" in failed[0].message  # type: ignore[union-attr]
