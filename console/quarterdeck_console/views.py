@@ -300,7 +300,9 @@ def fleet_file(known: Iterable[Host]) -> Table:
 
 
 def revisions(found: Iterable[tuple[str, Revision]], now: datetime) -> Table:
-    """A deployment's history."""
+    """A deployment's history; with the most GPU memory that a replica held, where any was seen to hold some."""
+    known = tuple(found)
+    on_gpu = any(each.gpu_memory_peak for _, each in known)
     rows = tuple(
         Row(
             (host, each.deployment, str(each.number)),
@@ -311,14 +313,16 @@ def revisions(found: Iterable[tuple[str, Revision]], now: datetime) -> Table:
                 _cell(each.spec.label),
                 _number(str(each.spec.replicas)),
                 _cell(each.handover),
+                *((_number(size(each.gpu_memory_peak)),) if on_gpu else ()),
                 _cell(each.by),
                 _number(age(each.created_at, now)),
                 _cell(_story(each)),
             ),
         )
-        for host, each in found
+        for host, each in known
     )
-    return Table(("HOST", "REV", "OUTCOME", "VERSION", "REPLICAS", "HANDOVER", "BY", "AGE", "NOTE"), rows)
+    peak = ("GPU PEAK",) if on_gpu else ()
+    return Table(("HOST", "REV", "OUTCOME", "VERSION", "REPLICAS", "HANDOVER", *peak, "BY", "AGE", "NOTE"), rows)
 
 
 def _story(revision: Revision) -> str:
@@ -395,8 +399,9 @@ def runtimes(found: Iterable[tuple[str, Runtime]]) -> Table:
 
 
 def replicas(found: Sequence[Replica], gauges: Sequence[ReplicaGauges], now: datetime) -> Table:
-    """A deployment's replicas with what they use."""
+    """A deployment's replicas with what they use; with GPU memory where any of them has a GPU."""
     known = {each.replica: each for each in gauges}
+    on_gpu = any(each.gpus for each in found)
     rows = []
     for each in found:
         use = known.get(each.id)
@@ -408,12 +413,15 @@ def replicas(found: Sequence[Replica], gauges: Sequence[ReplicaGauges], now: dat
             _cell(f"{each.engine} {each.handle[:20]}"),
             _number(cores),
             _number(size(use.memory) if use else NOTHING),
+            *((_number(size(use.gpu_memory) if use else NOTHING),) if on_gpu else ()),
             _number(str(each.restarts)),
             _number(age(each.started_at, now)),
             _cell(each.reason),
         )
         rows.append(Row((each.id,), cells))
-    return Table(("REPLICA", "REV", "STATE", "HANDLE", "CORES", "MEMORY", "RESTARTS", "AGE", "REASON"), tuple(rows))
+    memory = ("GPU MEMORY",) if on_gpu else ()
+    columns = ("REPLICA", "REV", "STATE", "HANDLE", "CORES", "MEMORY", *memory, "RESTARTS", "AGE", "REASON")
+    return Table(columns, tuple(rows))
 
 
 def traffic(found: Sequence[Traffic]) -> Table:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from quarterdeck_agent import protocol as p
 from quarterdeck_console import state, views
-from tests.console.fake_agent import AT, STATUS
+from tests.console.fake_agent import AT, DEPLOYMENT, REVISION, STATUS
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,18 @@ def test_a_host_that_was_never_seen_is_a_row() -> None:
 
 def test_a_state_that_only_a_newer_agent_knows_is_shown_as_it_is() -> None:
     assert views.severity(p.DeploymentState("levitating")) is views.Severity.PLAIN
+
+
+def test_gpu_memory_of_replicas_and_revisions_is_told_where_there_is_any() -> None:
+    (replica,) = DEPLOYMENT.replicas
+    gauges = p.ReplicaGauges(replica.id, "digits", 2, gpu_memory=3 << 30)
+    assert "GPU MEMORY" not in views.replicas((replica,), (gauges,), AT).columns
+    seen = views.replicas((replace(replica, gpus=("GPU-0",)),), (gauges,), AT)
+    assert seen.rows[0].cells[seen.columns.index("GPU MEMORY")].text == "3.0 GiB"
+    assert "GPU PEAK" not in views.revisions([("box", REVISION)], AT).columns
+    told = views.revisions([("box", replace(REVISION, gpu_memory_peak=4 << 30)), ("box", REVISION)], AT)
+    place = told.columns.index("GPU PEAK")
+    assert [row.cells[place].text for row in told.rows] == ["4.0 GiB", "–"]
 
 
 def test_a_log_line_keeps_its_tabs_and_its_place_on_one_line() -> None:

@@ -47,7 +47,9 @@ SCENES = (
     Scene("logs", ("j", "j", "space", "space", "l", "t"), "served 24 of 24"),
     Scene("versions", ("2",), "Versions"),
     Scene("operations", ("3",), "Operations"),
-    Scene("gpus", ("4",), "GPUs", size=(120, 40)),
+    Scene("gpus", ("4",), "unmanaged pid 4711", size=(120, 40)),
+    Scene("gpus-80x24", ("4", *"jjjjj", "v"), "reboot the host", size=(80, 24)),
+    Scene("gpus-200x60", ("4",), "power of GPU 0", size=(200, 60)),
 )
 
 

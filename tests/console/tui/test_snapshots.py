@@ -16,7 +16,7 @@ import pytest
 
 from tests.console.tui.screenshots import FOLDER, SCENES, Scene, take
 
-NAMES = ("fleet", "fleet-80x24", "rollback", "palette", "help")
+NAMES = ("fleet", "fleet-80x24", "rollback", "palette", "help", "gpus", "gpus-80x24")
 CHOSEN = tuple(scene for scene in SCENES if scene.name in NAMES)
 
 STYLE = re.compile(r"^\s*\.terminal-\d+-(r\d+) \{ (.*?) \}$", re.MULTILINE)
