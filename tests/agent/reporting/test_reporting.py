@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,13 @@ from quarterdeck_agent.board import Board
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.drivers.base import GatewaySeen
 from quarterdeck_agent.errors import NotFound
+from quarterdeck_agent.protocol import DeploymentState, Gpu, GpuHealth
 from quarterdeck_agent.reporting import Reporter
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.store import Store
-from quarterdeck_agent.wanted import WantedRevision
+from quarterdeck_agent.wanted import Instant, WantedRevision
 from tests.agent.api.builders import host_info
+from tests.agent.plan.world import seen_replica
 from tests.agent.store.making import deploy
 
 CLOCK = SystemClock()
@@ -66,3 +69,25 @@ def test_a_deployment_whose_runtime_is_gone_is_still_told(store: Store) -> None:
     publish(store, reporter(store, board))
     (status,) = board.status().deployments
     assert (status.name, status.predict_path) == ("digits", "/")
+
+
+def test_a_deployment_that_serves_is_looked_at_again_when_its_gpu_gets_sick(store: Store) -> None:
+    deploy(store, "one")
+    store.set_image("digits", 1, "")
+    store.promote("digits", 1, Instant(CLOCK.boot_id, CLOCK.now()))
+    board = Board(host_info())
+    told = reporter(store, board)
+    body = store.wanted().deployments[0].target.body
+    there = seen_replica("digits-1-0", body)
+    there = replace(there, found=replace(there.found, deployment="digits", gpus=("GPU-a",)))
+    gpu = Gpu(0, "GPU-a", "H100", memory_total=1, memory_free=1)
+    well = Seen(CLOCK.boot_id, (there,), gateway=GatewaySeen("x"), gpus=(gpu,))
+    sick = replace(gpu, health=GpuHealth.SICK, why="Xid 79")
+    for seen, state in (
+        (well, DeploymentState.SERVING),
+        (replace(well, gpus=(sick,), ailing=frozenset({"GPU-a"})), DeploymentState.DEGRADED),
+        (well, DeploymentState.SERVING),
+    ):
+        asyncio.run(told.publish(store.wanted(), seen))
+        (status,) = board.status().deployments
+        assert status.state is state
