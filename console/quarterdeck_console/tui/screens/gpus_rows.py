@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from functools import cached_property, partial
+from functools import cached_property
+from typing import Any
 
 from quarterdeck_agent.protocol import Gpu, GpuHealth
 from quarterdeck_console import gpus, views
@@ -52,11 +53,7 @@ def lines(fleet: FleetState, history: History, now: datetime) -> Iterator[Later]
     for state in fleet.hosts.values():
         host = _Host(state)
         for gpu in gpus.ordered(state.status.gpus) if state.status is not None else ():
-            yield Later((state.name, gpu.uuid), partial(_line, host, gpu.uuid, history, now))
-
-
-def _line(host: _Host, uuid: str, history: History, now: datetime) -> Line:
-    return _row(host.state, host.devices[uuid], host.owners.get(uuid, ()), history, now)
+            yield Later((state.name, gpu.uuid), _row, (host, gpu, history, now), _sorted_by, _searched)
 
 
 def owners_of(host: HostState) -> Mapping[str, tuple[str, ...]]:
@@ -82,30 +79,48 @@ def is_lost(gpu: Gpu) -> bool:
     return gpu.memory_total is None and gpu.utilisation is None and gpu.temperature is None
 
 
-def _row(host: HostState, device: Device, owners: tuple[str, ...], history: History, now: datetime) -> Line:
-    gpu, away = device.gpu, host.connection == "lost"
-    filled = gpus.filled(gpu)
-    note = (2, Cell(clean_line(f"⚠ {_why_lost(device, host)}"), Severity.BAD)) if is_lost(gpu) else None
-    name = gpus.short_name(gpu.name) if gpu.profile is None else f"MIG {gpu.profile}"
+def _row(host: _Host, gpu: Gpu, history: History, now: datetime) -> Line:
+    device, owners, name = host.devices[gpu.uuid], host.owners.get(gpu.uuid, ()), host.state.name
+    away = host.state.connection == "lost"
+    note = (2, Cell(clean_line(f"⚠ {_why_lost(device, host.state)}"), Severity.BAD)) if is_lost(gpu) else None
     cells = (
-        Cell(f"{host.name} {'○' if away else ''}".rstrip(), Severity.BAD if away else Severity.PLAIN),
+        Cell(f"{name} {'○' if away else ''}".rstrip(), Severity.BAD if away else Severity.PLAIN),
         Cell(device.label, number=True),
         Cell(f"{marks.bar(gpu.utilisation, BAR)} {views.ratio(gpu.utilisation):>4}", Severity.GOOD),
-        Cell(f"{memory_bar(device, BAR)} {gpus.memory(gpu):>10}", _full(filled)),
+        Cell(f"{memory_bar(device, BAR)} {gpus.memory(gpu):>10}", _full(gpus.filled(gpu))),
         Cell(gpus.temperature(gpu), Severity.WARNING if gpus.is_hot(gpu) else Severity.PLAIN, number=True),
         Cell(gpus.power(gpu), number=True),
         Cell(clean_line(str(gpu.health)), gpus.severity(gpu)),
-        Cell(marks.sparkline(history.last(host.name, "gpu", gpu.uuid, SPARK), SPARK)),
-        Cell(clean_line(name)),
-        _away(host, now) if away else _owners(device, owners),
-    )  # fmt: skip
-    whose = ", ".join(owners)
-    sort = (
-        host.name, (gpu.parent or gpu.uuid, device.label), gpu.utilisation, filled, gpu.temperature, gpu.power,
-        HEALTH.get(gpu.health, 3), None, gpu.name, whose,
-    )  # fmt: skip
-    searched = f"{host.name} {device.label} {gpu.name} {gpu.uuid} {gpu.health} {cells[9].text} {whose}"
-    return Line((host.name, gpu.uuid), cells, sort, away, searched, note)
+        Cell(marks.sparkline(history.last(name, "gpu", gpu.uuid, SPARK), SPARK)),
+        Cell(clean_line(gpus.short_name(gpu.name) if gpu.profile is None else f"MIG {gpu.profile}")),
+        _away(host.state, now) if away else _owners(device, owners),
+    )
+    return Line((name, gpu.uuid), cells, faded=away, note=note)
+
+
+def _searched(host: _Host, gpu: Gpu, _history: History, _now: datetime) -> str:
+    device, owners = host.devices[gpu.uuid], host.owners.get(gpu.uuid, ())
+    whose = _owners(device, owners).text
+    return f"{host.state.name} {device.label} {gpu.name} {gpu.uuid} {gpu.health} {whose} {' '.join(owners)}"
+
+
+def _sorted_by(host: _Host, gpu: Gpu, _history: History, _now: datetime, index: int) -> Any:
+    return _SORTS[index](host, gpu)
+
+
+_SORTS: tuple[Callable[[_Host, Gpu], Any], ...] = (
+    lambda host, gpu: host.state.name,
+    lambda host, gpu: (gpu.index, gpu.instance if gpu.instance is not None else -1),
+    lambda host, gpu: gpu.utilisation,
+    lambda host, gpu: gpus.filled(gpu),
+    lambda host, gpu: gpu.temperature,
+    lambda host, gpu: gpu.power,
+    lambda host, gpu: HEALTH.get(gpu.health, 3),
+    lambda host, gpu: None,
+    lambda host, gpu: gpu.name,
+    lambda host, gpu: ", ".join(host.owners.get(gpu.uuid, ())),
+)
+"""A value for each of `COLUMNS`, without the cells: all rows are sorted, few are shown."""
 
 
 def _away(host: HostState, now: datetime) -> Cell:
