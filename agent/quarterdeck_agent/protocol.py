@@ -376,8 +376,8 @@ class Revision:
 class Operation:
     """One change asked for by somebody: job, history and audit entry at once.
 
-    `kind` is deploy, rollback, scale, restart, stop, remove or push. `target` is the deployment's name, for a push
-    the version's label.
+    `kind` is deploy, rollback, scale, restart, stop, remove, push, remove-version or trust-gpu. `target` is the
+    deployment's name, of a version its label, of a GPU its uuid.
     """
 
     id: str
