@@ -9,13 +9,16 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
@@ -1078,26 +1081,69 @@ static const struct event *next_event(const struct event_set *set)
     return next;
 }
 
+/* Something that can be waited for until the file is replaced; -1 where there is no such thing to be had. */
+static int watch(void)
+{
+    char folder[sizeof path];
+    pthread_mutex_lock(&lock);
+    refresh();
+    copied(folder, sizeof folder, path);
+    pthread_mutex_unlock(&lock);
+    char *slash = strrchr(folder, '/');
+    if (!slash)
+        return -1;
+    *slash = 0;
+    int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (fd >= 0 && inotify_add_watch(fd, folder, IN_MOVED_TO | IN_CLOSE_WRITE) < 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* Wait for a change of the file, at most so long; without inotify only for a moment. */
+static void wait_for_change(int fd, double seconds)
+{
+    char events[4096];
+    if (fd < 0) {
+        doze(seconds < 0.01 ? seconds : 0.01);
+        return;
+    }
+    struct pollfd one = {.fd = fd, .events = POLLIN};
+    poll(&one, 1, seconds < 1 ? (int)(seconds * 1000) + 1 : 1000);
+    while (read(fd, events, sizeof events) > 0)
+        ;
+}
+
+static Return waited(EventSet set, struct event_data *to)
+{
+    Return code = begin("nvmlEventSetWait_v2", 0, NULL, NULL);
+    if (code)
+        return code;
+    if (!set)
+        return done(INVALID_ARGUMENT);
+    const struct event *e = next_event(set);
+    if (!e)
+        return done(TIMEOUT);
+    const struct device *d = &machine->device[e->device];
+    const char *uuid = d->parent < 0 ? d->uuid : machine->device[d->parent].uuid;
+    set->delivered = e->serial;
+    *to = (struct event_data){handle_of(uuid), e->type, e->data, e->gpu_instance, e->compute_instance};
+    return done(SUCCESS);
+}
+
 EXPORT Return nvmlEventSetWait_v2(EventSet set, struct event_data *to, uint milliseconds)
 {
     double ends = now() + milliseconds / 1000.0;
-    for (;;) {
-        SYSTEM;
-        if (!set)
-            return done(INVALID_ARGUMENT);
-        const struct event *e = next_event(set);
-        if (e) {
-            const struct device *d = &machine->device[e->device];
-            const char *uuid = d->parent < 0 ? d->uuid : machine->device[d->parent].uuid;
-            set->delivered = e->serial;
-            *to = (struct event_data){handle_of(uuid), e->type, e->data, e->gpu_instance, e->compute_instance};
-            return done(SUCCESS);
-        }
-        if (now() >= ends)
-            return done(TIMEOUT);
-        done(SUCCESS);
-        doze(0.005);
+    int fd = milliseconds ? watch() : -1;
+    Return code = waited(set, to);
+    while (code == TIMEOUT && now() < ends) {
+        wait_for_change(fd, ends - now());
+        code = waited(set, to);
     }
+    if (fd >= 0)
+        close(fd);
+    return code;
 }
 
 /* --- fields -------------------------------------------------------------------------------------------------------------------- */
