@@ -143,6 +143,7 @@ class Host:
     def __init__(self, settings: Settings, prepared: Prepared, version: str, notifier: Notifier) -> None:
         self._settings, self._prepared, self._version, self._notifier = settings, prepared, version, notifier
         self._clock = SystemClock()
+        self._had_gpus = False
         self._examining_gpus = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self.gateway = make_gateway(settings)
@@ -427,7 +428,11 @@ class Host:
         """The GPUs as the sampler told of them last; with trouble while that may not be so any more."""
         gpus = tuple(sorted(self.board.all("gpu").values(), key=lambda gpu: (gpu.index, gpu.uuid)))
         uses, facts = tuple(self.board.all("gpu_use").values()), tuple(self.board.all("gpu_facts").values())
-        return Sight(gpus, uses, facts, nvml_trouble(self.board.get("part", NVML), gpus))
+        part = self.board.get("part", NVML)
+        self._had_gpus = self._had_gpus or bool(gpus)
+        if self._had_gpus and part is not None and part.state is PartState.ABSENT:
+            return Sight(gpus, uses, facts, "the driver of the GPUs is gone; it may be being loaded again")
+        return Sight(gpus, uses, facts, nvml_trouble(part, gpus))
 
     def _all(self, kind: DeltaKind) -> tuple[Any, ...]:
         return tuple(self.board.all(kind).values())

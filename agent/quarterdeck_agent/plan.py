@@ -402,25 +402,24 @@ def _all_missing(
 ) -> Iterator[_Missing]:
     """What is missing and where it goes. The live revision chooses first: a rollout never takes its place."""
     live = d.live.body if d.live else None
-    taken = claims_seen(d, seen)
+    taken: tuple[Claim, ...] | None = None
     for body in sorted(counts, key=lambda body: body != live):
         count = counts[body]
         if not count.start:
             continue
-        ask = ask_of(d, count.revision, asks if body == d.target.body else live_asks)
-        missing = _missing(d, count, ask, seen, taken)
-        if missing is None:
+        mine = [r for r in seen.of(d.name) if r.found.body == body]
+        if count.replicas <= sum(1 for r in mine if r.found.life is Life.RUNNING and not on_ailing(r, seen)):
             continue
+        taken = claims_seen(d, seen) if taken is None else taken
+        ask = ask_of(d, count.revision, asks if body == d.target.body else live_asks)
+        missing = _missing(count, ask, mine, seen, taken)
         yield missing
         for number, each in enumerate(missing.placing.places):
             taken = (*taken, *ask.claims(f"{body} {number}", each))
 
 
-def _missing(d: WantedDeployment, count: _Count, ask: Ask, seen: Seen, taken: tuple[Claim, ...]) -> _Missing | None:
-    mine = [r for r in seen.of(d.name) if r.found.body == ask.body]
+def _missing(count: _Count, ask: Ask, mine: list[SeenReplica], seen: Seen, taken: tuple[Claim, ...]) -> _Missing:
     missing = count.replicas - sum(1 for r in mine if r.found.life is Life.RUNNING and not on_ailing(r, seen))
-    if missing <= 0:
-        return None
     made = tuple(r for r in mine if _may_start(r, count))[:missing]
     rest = missing - len(made)
     return _Missing(count, ask, made, rest, place(ask, rest, seen.sight, taken, seen.left.get(ask.body, ())))

@@ -232,6 +232,32 @@ def test_a_list_that_a_step_overtook_does_not_bring_back_what_the_step_ended() -
     asyncio.run(check())
 
 
+def test_where_a_replica_was_is_remembered_for_the_next_one_of_its_body() -> None:
+    async def story() -> None:
+        host = Host()
+        for name, gpu in (("one", "a"), ("two", "b")):
+            host.replicas[name] = replace(found(name, "body"), gpus=(gpu,))
+        host.replicas["plain"] = found("plain", "other")
+        host.probing.set()
+        async with observing(host) as observer:
+            await until(lambda: len(observer.found()) == 3, "the replicas are listed")
+            for name in ("one", "two", "plain"):
+                observer.gone(host.replicas.pop(name))
+            assert observer.seen().left == {"body": (("b",), ("a",))}
+
+    asyncio.run(story())
+
+
+def test_since_when_files_are_there_does_not_change_when_they_are_staged_again() -> None:
+    observer = Host().observer()
+    observer.staged("v")
+    since = observer.seen().staged_since["v"]
+    observer.staged("v")
+    assert observer.seen().staged_since == {"v": since} and observer.seen().staged == {"v"}
+    observer.unstaged("v")
+    assert observer.seen().staged_since == {}
+
+
 def test_an_engine_that_hangs_keeps_what_it_last_told_and_says_since_when() -> None:
     async def check() -> None:
         host = Host({"a": found("a", "body")})

@@ -14,12 +14,14 @@ import pytest
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.drivers.base import GatewaySeen, Resources, RoutingResources
 from quarterdeck_agent.errors import EngineUnresponsive
+from quarterdeck_agent.placement import Sight
 from quarterdeck_agent.protocol import FailureReason, OperationState
 from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.seen import Seen
-from quarterdeck_agent.steps import Promote, Step
+from quarterdeck_agent.steps import Promote, Start, Step
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.wanted import Instant, WantedDeployment, WantedRevision
+from tests.agent.placement.rack import Card, sight
 from tests.agent.plan.world import seen_replica
 from tests.agent.store.making import at, deploy, failure
 
@@ -39,10 +41,19 @@ class Pretended:
     alive: int = 0
     cancelled: int = 0
     closed: list[str] = field(default_factory=list)
+    claims: Resources = field(default_factory=Resources)
+    sight: Sight = field(default_factory=Sight)
 
     def seen(self) -> Seen:
         boot = SystemClock().boot_id
-        return Seen(boot, self.replicas, gateway=GatewaySeen(self.took), staged=frozenset({"a" * 64}))
+        return Seen(
+            boot,
+            self.replicas,
+            gateway=GatewaySeen(self.took),
+            staged=frozenset({"a" * 64}),
+            gpus=self.sight.gpus,
+            gpu_uses=self.sight.uses,
+        )
 
     async def apply(self, resources: Any) -> None:
         self.took = resources.digest
@@ -58,10 +69,10 @@ class Pretended:
             raise self.error
 
     def asks(self, _: WantedRevision) -> Resources:
-        return Resources()
+        return self.claims
 
     def known_asks(self, _: WantedRevision) -> Resources | None:
-        return None
+        return self.claims if self.claims.gpus else None
 
     async def close(self, operation: str, *, failed: bool = False) -> None:
         self.closed.append(operation)
@@ -141,6 +152,18 @@ def test_one_task_is_in_flight_per_deployment_and_a_step_that_hangs_does_not_hol
 
     asyncio.run(running(reconciler, both))
     assert len(host.steps) == 2, "each asked for its first step once, however many passes went by"
+
+
+def test_replicas_that_are_being_started_have_their_gpus_though_the_engine_does_not_tell_yet(store: Store) -> None:
+    """Three deployments of whole GPUs and two GPUs: whichever pass plans them, no GPU is given twice."""
+    for name in ("one", "two", "three"):
+        deploy(store, "one", name=name)
+        store.set_image(name, 1, "")
+    host = Pretended(claims=Resources(gpus=1), sight=sight(Card(), Card()), hangs=asyncio.Event())
+    reconciler = made(store, host)
+    asyncio.run(running(reconciler, lambda: host.alive > 20))
+    starts = [step.gpus for step in host.steps if isinstance(step, Start)]
+    assert sorted(starts) == [("gpu-0",), ("gpu-1",)]
 
 
 def test_a_pass_that_fails_does_not_count_as_alive_and_the_next_one_is_made(store: Store) -> None:

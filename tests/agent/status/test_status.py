@@ -48,6 +48,38 @@ def test_a_revision_that_serves_is_said_to_serve() -> None:
     assert [r.state for r in status.replicas] == [ReplicaState.READY]
 
 
+SHORT = "needs 40 GiB on one GPU; gpu0 has 31 GiB free: 44 GiB held by unmanaged pid 4711 (alice, python)"
+
+
+def test_a_rollout_without_a_place_says_what_it_waits_for() -> None:
+    world = deploying(serving(), revision(2, image=""))
+    world.staged.add("v-2")
+    status = told(world, replace(FACTS, waits=SHORT))
+    assert (status.state, status.summary) == (DeploymentState.DEPLOYING, f"m:2: start (0 of 1; {SHORT})")
+
+
+def test_a_hold_that_waits_for_memory_is_in_a_step_of_its_own() -> None:
+    world = deploying(serving(), revision(2, handover="hold", image=""))
+    world.staged.add("v-2")
+    assert told(world, replace(FACTS, waits=SHORT)).summary == f"m:2: hold ({SHORT})"
+    world.d = replace(world.d, holding=True, holding_since=Instant(BOOT, world.now))
+    world.replicas.clear()
+    status = told(world, replace(FACTS, waits=SHORT))
+    assert (status.state, status.summary) == (DeploymentState.HOLDING, f"m:2: memory ({SHORT})")
+    assert told(world).summary == "m:2: start (0 of 1)"
+
+
+def test_a_live_revision_without_a_place_says_what_keeps_it_from_coming_back() -> None:
+    world = serving()
+    world.replicas.clear()
+    status = told(world, replace(FACTS, waits=SHORT))
+    assert status.state is DeploymentState.DEGRADED
+    assert status.summary == f"0 of 1 replicas ready, 0 crashes in 10 minutes; waits for its GPUs: {SHORT}"
+    world.d = replace(world.d, holding=True)
+    status = told(world, replace(FACTS, waits=SHORT))
+    assert (status.state, status.summary) == (DeploymentState.HOLDING, f"m:1 is coming back, but {SHORT}")
+
+
 def test_a_deploy_that_failed_does_not_explain_why_the_live_one_crashes() -> None:
     never = failure("not ready after 30 s", "ready")
     world = crashed(serving(), 2)
