@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.history import Minutes
-from quarterdeck_agent.historyfile import Point
+from quarterdeck_agent.historyfile import Point, merged
 from quarterdeck_agent.protocol import Sample, Series, SeriesName
 from quarterdeck_agent.series import LENGTH, UNITS, History, Key
 
@@ -87,7 +87,10 @@ class Gauges:
         first, last = math.ceil(begin.timestamp() / MINUTE), int(now.timestamp() // MINUTE)
         recent = {number: point for number, point in minutes.recent(key).items() if first <= number <= last}
         written = await asyncio.to_thread(minutes.read, key, first, last)
-        return None if written is None and not recent else (written or {}) | recent
+        if written is None:
+            return recent or None
+        # A restart may have parted a minute: its first part is written, its second is not yet.
+        return written | {n: merged(written[n], point) if n in written else point for n, point in recent.items()}
 
     def _thinned(self, hour: Series, step: float | None, points: int | None) -> Series:
         """`hour` in steps as they are asked for, or as it is where nothing is."""

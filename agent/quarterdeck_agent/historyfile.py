@@ -128,7 +128,7 @@ class HistoryFile:
         rows = []
         for key, point in minute.points.items():
             points = bytearray(kept.get(ids[key], _EMPTY))
-            _PAIR.pack_into(points, place * _PAIR.size, *_merged(_PAIR.unpack_from(points, place * _PAIR.size), point))
+            _PAIR.pack_into(points, place * _PAIR.size, *merged(_PAIR.unpack_from(points, place * _PAIR.size), point))
             rows.append((hour, ids[key], points))
         self._db.executemany(KEEP, rows)
         begun = [(hour, series) for _, series, _ in rows if series not in kept]
@@ -222,7 +222,7 @@ def damaged(error: sqlite3.Error) -> bool:
     return isinstance(error, Unreadable) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def _merged(kept: tuple[float, ...], point: Point) -> Point:
+def merged(kept: tuple[float, ...], point: Point) -> Point:
     """Of a minute that came in two parts, as over a restart, their mean and the larger maximum."""
     return point if math.isnan(kept[0]) else ((kept[0] + point[0]) / 2, max(kept[1], point[1]))
 

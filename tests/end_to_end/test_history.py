@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from urllib.parse import urlencode
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from quarterdeck_agent import historyfile
 from tests.end_to_end.rig import Agent, until
 from tests.nvml.fake import GIB, FakeGpu, FakeNvml, Machine, uuid_of
 
@@ -39,14 +41,22 @@ def test_gauges_outlive_the_agent_and_a_damaged_history_does_not_keep_it_from_st
         assert [sample.value for sample in told["DCGM_FI_DEV_FB_USED"]] == [20 * 1024]
         assert [sample.labels["uuid"] for sample in told["quarterdeck_gpu_health"]] == [uuid_of(0)] * 4
         host.stop()
+        key, now = ("gpu.memory", uuid_of(0)), int(time.time() // 60)
+        kept = historyfile.read(host.data_folder / "history.sqlite", key, now - 5, now)
+        assert kept is not None and (20 * GIB, 20 * GIB) in kept.values()
+        file = historyfile.HistoryFile(host.data_folder / "history.sqlite")
+        file.keep([historyfile.Minute(now - 120, {key: (10 * GIB, 11 * GIB)})], since=0, size=1 << 30)
+        file.close()
 
         fake_nvml.write(Machine((FakeGpu(memory_used=30 * GIB),)))
         host.start()
         until(lambda: sampled(host, 30 * GIB), "the GPU is sampled again")
-        kept = series(host, "gpu.memory", uuid_of(0), since=yesterday)
-        assert kept is not None
-        measured = [sample["value"] for sample in kept["samples"] if sample["value"] is not None]
-        assert measured[0] == 20 * GIB
+        found = series(host, "gpu.memory", uuid_of(0), since=yesterday)
+        assert found is not None and found["step"] == 60
+        measured = [sample for sample in found["samples"] if sample["value"] is not None]
+        assert (measured[0]["value"], measured[0]["max"]) == (10 * GIB, 11 * GIB)
+        assert 20 * GIB <= measured[1]["value"] < 30 * GIB  # the restart may lie within one minute
+        assert measured[-1]["max"] == 30 * GIB
         _, listed = host.api("GET", "/v1/series")
         assert {"name": "gpu.memory", "key": uuid_of(0), "unit": "bytes"} in listed
         host.stop()

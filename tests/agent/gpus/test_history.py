@@ -129,6 +129,19 @@ def test_a_restart_loses_no_minute_and_joins_the_one_it_parts(tmp_path: Path) ->
     assert found[1] == (0.5, 0.75)
 
 
+def test_a_minute_that_a_restart_parts_is_told_whole_before_it_is_over(tmp_path: Path) -> None:
+    before = Minutes(path(tmp_path))
+    tick(before, 10, 0.25)
+    before.close()
+    clock = HandClock()
+    clock.at = START + timedelta(seconds=30)
+    gauges = Gauges(clock, Minutes(path(tmp_path)), hour=History(1))
+    tick(gauges, 30, 0.75)
+    found = asyncio.run(gauges._minutes(gauges.minutes, CPU, START)) if gauges.minutes else None
+    assert found == {FIRST: (0.5, 0.75)}
+    gauges.close()
+
+
 def test_an_agent_that_is_killed_loses_at_most_the_current_minute(tmp_path: Path) -> None:
     minutes = Minutes(path(tmp_path))
     for number in range(3):
