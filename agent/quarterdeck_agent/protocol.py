@@ -24,6 +24,9 @@ OPERATION_HEADER = "Operation-Id"
 GENERATION_HEADER = "If-Match"
 """The deployment's generation that the caller saw; another one means 409 with the winner's operation."""
 
+HEARTBEAT_HEADER = "Quarterdeck-Heartbeat"
+"""On a stream of logs: after so many seconds without a line the agent sends an empty one; longer silence is a cut."""
+
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 

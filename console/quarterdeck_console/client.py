@@ -18,6 +18,7 @@ import msgspec
 from quarterdeck_agent.protocol import (
     API_PREFIX,
     GENERATION_HEADER,
+    HEARTBEAT_HEADER,
     OPERATION_HEADER,
     AnyRequest,
     BlobWanted,
@@ -59,6 +60,10 @@ ANSWER_LIMIT = 64 * 1024 * 1024
 LINE_LIMIT = 16 * 1024 * 1024
 QUIET_LIMIT = 40.0
 """Seconds a watch may be silent (heartbeats included) before it counts as lost."""
+HEAD_LIMIT = 30.0
+"""Seconds until an agent has begun to answer, whatever it streams after that."""
+HEARTBEATS = 4
+"""So many heartbeats that do not come make a cut."""
 
 _DELTA_TYPES: dict[str, type] = {
     "info": HostInfo, "gauges": HostGauges, "part": Part, "gpu": Gpu, "gpu_facts": GpuFacts,
@@ -209,10 +214,13 @@ class Client:
     # --- streams ---
 
     async def logs(self, name: str, query: Mapping[str, Any]) -> AsyncGenerator[LogLine, None]:
-        """The lines of a deployment's logs as the agent sends them; with `follow` until it is closed."""
+        """The lines of a deployment's logs as the agent sends them; with `follow` until it is closed.
+
+        An agent that says how often it sends at least an empty line, and then sends none, is `Unreachable`.
+        """
         follow = bool(query.get("follow"))
         async with contextlib.aclosing(
-            self._lines(f"/deployments/{_part(name)}/logs", query, read=None if follow else 30.0)
+            self._lines(f"/deployments/{_part(name)}/logs", query, read=None if follow else HEAD_LIMIT)
         ) as lines:
             async for line in lines:
                 if line.strip():
@@ -265,10 +273,11 @@ class Client:
         timeout = transport.Timeout(self._timeout, read=read)
         with self._told():
             stream = self._http.stream("GET", API_PREFIX + path, params=_query(query), timeout=timeout, headers=headers)
-            async with stream as response:
+            async with contextlib.AsyncExitStack() as opened:
+                response = await bounded(HEAD_LIMIT, self.host.name, opened.enter_async_context(stream))
                 if response.status_code >= 400:
                     raise problem(response.status_code, await _limited(response, self.host.name), self.host.name)
-                async for line in _split(response, self.host.name):
+                async for line in _split(response, self.host.name, _quiet(response)):
                     yield line
 
     @contextlib.contextmanager
@@ -358,10 +367,22 @@ async def _limited(response: transport.Response, host: str) -> bytes:
     return b"".join(parts)
 
 
-async def _split(response: transport.Response, host: str) -> AsyncGenerator[bytes, None]:
-    """Lines by LF or CRLF, without it. Only these end a line: JSON strings may hold U+2028 as it is."""
-    rest = b""
-    async for chunk in response.aiter_bytes():
+def _quiet(response: transport.Response) -> float | None:
+    """Seconds of silence that this agent never keeps on a stream; `None` where it does not say."""
+    try:
+        heartbeat = float(response.headers.get(HEARTBEAT_HEADER, ""))
+    except ValueError:
+        return None
+    return HEARTBEATS * heartbeat if 0 < heartbeat < 3600 else None
+
+
+async def _split(response: transport.Response, host: str, quiet: float | None) -> AsyncGenerator[bytes, None]:
+    """Lines by LF or CRLF, without it. Only these end a line: JSON strings may hold U+2028 as it is.
+
+    Raises `Unreachable` after `quiet` seconds without a byte.
+    """
+    rest, chunks = b"", response.aiter_bytes()
+    while (chunk := await _next(chunks, quiet, host)) is not None:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line.removesuffix(b"\r")
@@ -369,6 +390,14 @@ async def _split(response: transport.Response, host: str) -> AsyncGenerator[byte
             raise Malformed(f"{host} sent a line of more than {LINE_LIMIT} bytes", host=host)
     if rest:
         yield rest
+
+
+async def _next(chunks: AsyncIterator[bytes], quiet: float | None, host: str) -> bytes | None:
+    try:
+        async with asyncio.timeout(quiet):
+            return await anext(chunks, None)
+    except TimeoutError as error:
+        raise Unreachable(f"{host} is silent for {quiet:g} s: the connection is dead", host=host) from error
 
 
 def _change(kind: ChangeKind, name: str) -> tuple[str, str]:

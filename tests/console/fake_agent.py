@@ -135,6 +135,7 @@ class Reply:
     status: int = 200
     stream: AsyncIterator[bytes] | None = None
     media: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def problem(status: int, code: str, detail: str, **more: Any) -> Reply:
@@ -159,6 +160,8 @@ class FakeAgent:
     blobs: dict[str, bytearray] = field(default_factory=dict)
     cut_uploads_after: list[int] = field(default_factory=list)
     stall: bool = False
+    heartbeat: float | None = None
+    """Seconds between empty lines on logs; `None` is an agent that knows of no such thing."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -268,7 +271,7 @@ class FakeAgent:
             writer.write(wire.send(event) or b"")
 
         raw = reply.value if isinstance(reply.value, bytes) else msgspec.json.encode(reply.value)
-        headers = [("content-type", reply.media), ("connection", "close")]
+        headers = [("content-type", reply.media), ("connection", "close"), *reply.headers]
         if reply.stream is None:
             headers.append(("content-length", str(len(raw))))
         out(h11.Response(status_code=reply.status, headers=headers))
@@ -316,7 +319,8 @@ class FakeAgent:
         if seen.path == "/v1/watch":
             return Reply(stream=self._watch(), media="text/event-stream")
         if seen.path == "/v1/deployments/digits/logs":
-            return Reply(stream=self._logs(seen), media="application/x-ndjson")
+            headers = ((p.HEARTBEAT_HEADER, f"{self.heartbeat:g}"),) if self.heartbeat else ()
+            return Reply(stream=self._logs(seen), media="application/x-ndjson", headers=headers)
         if seen.path in ("/v1/pushes", "/v1/versions") or seen.path.startswith("/v1/blobs/"):
             return self._pushing(seen)
         if seen.path.startswith("/v1/gpus/") and seen.path.endswith("/trust") and seen.method == "POST":
@@ -380,5 +384,6 @@ class FakeAgent:
         start = datetime.fromisoformat(since) if since else AT - timedelta(days=1)
         for line in [each for each in self.lines if each.at >= start][-int(seen.query.get("tail", 10**6)) :]:
             yield msgspec.json.encode(line) + b"\n"
-        if seen.query.get("follow") == "true":
-            await asyncio.sleep(3600)
+        while seen.query.get("follow") == "true":
+            await asyncio.sleep(self.heartbeat or 3600)
+            yield b"\n"

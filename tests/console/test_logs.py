@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import subprocess
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from quarterdeck_console.operations import _Seen
+from quarterdeck_console import client
+from quarterdeck_console.client import Client
+from quarterdeck_console.config import Host
+from quarterdeck_console.operations import LogQuery, _Seen, logs
 from tests.console.fake_agent import AT, LINES, FakeAgent, problem
 from tests.console.running import command, environment, qd, write_fleet
+from tests.console.silent_proxy import SilentProxy
 
 
 def test_the_query_travels_to_the_agent(agent: FakeAgent, fleet: Path) -> None:
@@ -68,6 +75,53 @@ def test_following_goes_on_after_a_cut_without_gap_or_repeat(agent: FakeAgent, f
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("cut", ["the stream is silent", "the stream and what is asked next are silent"])
+def test_a_network_that_dies_without_a_word_is_noticed(
+    cut: str, agent: FakeAgent, fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.heartbeat = 0.1
+    monkeypatch.setattr(client, "HEAD_LIMIT", 1.0)
+
+    host = Host("box", f"unix://{tmp_path / 'proxy.sock'}", token_file=str(agent.folder / "token"))
+
+    async def followed(proxy: SilentProxy) -> AsyncGenerator[str, None]:
+        async with contextlib.aclosing(logs([host], "digits", LogQuery(follow=True))) as items:
+            async for item in items:
+                yield item.line.text if item.line is not None else item.note
+                if item.line == LINES[-1]:
+                    agent.lines = (*LINES, replace(LINES[0], at=AT + timedelta(seconds=9), text="later"))
+                    agent.stall = cut.endswith("next are silent")
+                    proxy.silence()
+                if item.note:
+                    while agent.stall and proxy.connections < 3:  # noqa: ASYNC110 - another thread counts
+                        await asyncio.sleep(0.01)
+                    agent.stall = False
+
+    async def story(proxy: SilentProxy) -> list[str]:
+        async with asyncio.timeout(30), contextlib.aclosing(followed(proxy)) as told:
+            return [await anext(told) for _ in range(len(LINES) + 2)]
+
+    with SilentProxy(tmp_path / "proxy.sock", agent.socket) as proxy:
+        found = asyncio.run(story(proxy))
+    assert found == [
+        *(line.text for line in LINES),
+        "box is silent for 0.4 s: the connection is dead; following goes on when it is back",
+        "later",
+    ]
+
+
+def test_an_agent_that_tells_of_no_heartbeat_may_be_silent(agent: FakeAgent, fleet: Path) -> None:
+    async def story() -> None:
+        query = {"follow": True}
+        async with Client(Host("box", agent.url)) as one, contextlib.aclosing(one.logs("digits", query)) as lines:
+            for _ in LINES:
+                await anext(lines)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(lines), 1.0)
+
+    asyncio.run(story())
 
 
 def test_a_line_that_was_printed_twice_is_shown_twice() -> None:

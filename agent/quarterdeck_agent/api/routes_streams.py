@@ -14,8 +14,10 @@ from quarterdeck_agent import protocol
 from quarterdeck_agent.api.access import needs
 from quarterdeck_agent.api.routing import Has, Name, router, utc
 from quarterdeck_agent.api.streams import Stream, begun, ndjson, watch
+from quarterdeck_agent.board import HEARTBEAT
 from quarterdeck_agent.errors import NotFound
 from quarterdeck_agent.principal import Role
+from quarterdeck_agent.protocol import HEARTBEAT_HEADER
 
 REVISION_MAX = 2**31 - 1
 
@@ -51,7 +53,7 @@ async def watch_board(
     "/v1/deployments/{name}/logs",
     response_class=Response,
     summary="A deployment's logs",
-    responses=_streams("application/x-ndjson", "One LogLine a line."),
+    responses=_streams("application/x-ndjson", "One LogLine a line; an empty line is a heartbeat."),
 )
 @needs(Role.VIEWER)
 async def logs(
@@ -67,7 +69,8 @@ async def logs(
     follow: Annotated[bool, Query(description="Go on with what comes.")] = False,
 ) -> Response:
     """Lines of all replicas merged by time, also of replicas that are long gone. A reader that is too slow gets a
-    marker with the number of lines it missed.
+    marker with the number of lines it missed. After 10 s without a line there is an empty one, as the header
+    `Quarterdeck-Heartbeat` says: a reader that gets nothing for much longer has lost its connection.
     """
     if parts.board.get("deployment", name) is None and not await asyncio.to_thread(parts.records.revisions, name):
         raise NotFound(f"There is no deployment {name}", field="name", hint="`qd status` lists what there is.")
@@ -82,7 +85,8 @@ async def logs(
         regex=regex,
         follow=follow,
     )
-    return Stream(await begun(ndjson(lines)), parts.stop, "application/x-ndjson")
+    headers = {HEARTBEAT_HEADER: f"{HEARTBEAT:g}"}
+    return Stream(await begun(ndjson(lines)), parts.stop, "application/x-ndjson", headers)
 
 
 STREAMED = (protocol.Delta, protocol.LogLine)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -25,13 +25,19 @@ BUFFER = 256 * 2**10
 class Stream(Response):
     """Sends `chunks` as they come, until they end, the reader goes away or `stop` is set."""
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], stop: asyncio.Event, media_type: str) -> None:
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        stop: asyncio.Event,
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._chunks = chunks
         self._stop = stop
         self.status_code = 200
         self.media_type = media_type
         self.background = None
-        self.init_headers({"x-accel-buffering": "no"})
+        self.init_headers({"x-accel-buffering": "no", **(headers or {})})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -97,13 +103,16 @@ async def watch(
         yield b"".join(texts.of(event) for event in events)
 
 
-async def ndjson(lines: AsyncIterator[LogLine]) -> AsyncGenerator[bytes, None]:
-    """Log lines, one JSON object a line; lines that came while the last chunk was sent travel together."""
+async def ndjson(lines: AsyncIterator[LogLine], heartbeat: float = HEARTBEAT) -> AsyncGenerator[bytes, None]:
+    """Log lines, one JSON object a line; lines that came while the last chunk was sent travel together.
+
+    After `heartbeat` seconds without one an empty line, so that a reader can tell silence from a dead network.
+    """
     lot = _Lot()
     reading = asyncio.create_task(lot.fill(lines))
     try:
-        while chunk := await lot.take():
-            yield chunk
+        while (chunk := await lot.take(heartbeat)) != b"":
+            yield b"\n" if chunk is None else chunk
         await reading
     finally:
         reading.cancel()
@@ -152,10 +161,14 @@ class _Lot:
             async with self._changed:
                 self._changed.notify_all()
 
-    async def take(self) -> bytes:
-        """All that has come since the last time, or nothing when that was the end."""
+    async def take(self, within: float) -> bytes | None:
+        """All that has come since the last time, nothing when that was the end, `None` when that takes too long."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._buffer or self._ended)
+            try:
+                async with asyncio.timeout(within):
+                    await self._changed.wait_for(lambda: self._buffer or self._ended)
+            except TimeoutError:
+                return None
             chunk = bytes(self._buffer)
             self._buffer.clear()
             self._changed.notify_all()

@@ -23,7 +23,9 @@ import pytest
 from quarterdeck_agent.api.guard import Bounds
 from quarterdeck_agent.api.ports import Parts
 from quarterdeck_agent.api.serve import Serving, listen
+from quarterdeck_agent.api.streams import ndjson
 from quarterdeck_agent.errors import SettingsError
+from quarterdeck_agent.protocol import HEARTBEAT_HEADER
 from tests.agent.api.builders import part
 from tests.agent.api.fakes import TOKEN, Running, running
 
@@ -110,6 +112,20 @@ def test_logs_come_as_one_object_a_line(api: Running) -> None:
     response = api.client().get("/v1/deployments/there/logs?tail=5")
     assert response.headers["content-type"] == "application/x-ndjson"
     assert [json.loads(line)["text"] for line in response.text.splitlines()] == ["line 0", "line 1", "line 2"]
+
+
+def test_silent_logs_send_empty_lines_and_say_how_often(api: Running) -> None:
+    async def told() -> list[bytes]:
+        chunks = ndjson(api.logs.lines("there", revision=None, follow=True), heartbeat=0.01)
+        found = [await anext(chunks) for _ in range(3)]
+        await chunks.aclose()
+        return found
+
+    first, *others = asyncio.run(told())
+    assert first.endswith(b"}\n")
+    assert others == [b"\n", b"\n"]
+    headers = api.client().get("/v1/deployments/there/logs?tail=5").headers
+    assert headers[HEARTBEAT_HEADER] == "10"
 
 
 def test_a_follower_that_goes_away_lets_go_of_the_logs(api: Running) -> None:
