@@ -156,6 +156,18 @@ def test_each_revision_tells_the_most_gpu_memory_that_one_replica_held() -> None
     drive(story, size=(120, 40))
 
 
+def test_a_peak_that_grows_is_seen_at_once() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        live = simulated_detail(d.simulation.status["gpu-a2"], d.simulation.status["gpu-a2"].deployments[0]).revisions[
+            1
+        ]
+        d.simulation.delta("gpu-a2", "revision", "embed/8", replace(live, gpu_memory_peak=7 << 30))
+        await d.until(lambda: d.line_with("● serving  ").endswith("7.0 GiB"), "the new peak")
+
+    drive(story, size=(120, 40))
+
+
 def test_without_any_gpu_memory_there_is_no_column_for_it() -> None:
     simulation = Simulation()
     detail = simulated_detail(simulation.status["gpu-a2"], simulation.status["gpu-a2"].deployments[0])

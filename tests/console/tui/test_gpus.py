@@ -12,12 +12,14 @@ import pytest
 from quarterdeck_agent import protocol as p
 from quarterdeck_console import chart, gpus
 from quarterdeck_console.errors import NotFound
+from quarterdeck_console.state import FleetState, HostState
 from quarterdeck_console.tui import marks
 from quarterdeck_console.tui import messages as m
-from quarterdeck_console.tui.screens import gpus_text
+from quarterdeck_console.tui.history import History
+from quarterdeck_console.tui.screens import fleet_rows, gpus_text
 from quarterdeck_console.tui.screens.gpus import GpusScreen
 from quarterdeck_console.tui.widgets.pane import Pane
-from tests.console.simulation import FELL_OFF, NOW, Simulation, ago, facts, gpu, held, host_status, replica
+from tests.console.simulation import FELL_OFF, NOW, Simulation, ago, facts, gpu, held, host_status, mig, replica
 from tests.console.tui.driving import Driver, drive
 
 HOSTILE = "[/x] [@click=app.quit]quit[/] \x1b]52;c;aGk=\x07"
@@ -315,6 +317,34 @@ def test_a_late_answer_about_another_span_is_not_shown() -> None:
         assert "highest 90%" in d.text
 
     drive(story)
+
+
+def strip(room: int, *known: p.Gpu, facts: tuple[p.GpuFacts, ...] = ()) -> list[str]:
+    """The cells of a host's GPUs on the home screen."""
+    host = HostState("a", "live", NOW, NOW, status=host_status("a", gpus=known, gpu_facts=facts))
+    (row,) = fleet_rows.host_lines(FleetState({"a": host}), History(), room, NOW)
+    line = row.line
+    return [cell.text for cell in line.cells[4:]] + ([line.note[1].text] if line.note else [])
+
+
+def test_the_host_strip_says_what_is_wrong_with_a_gpu_that_still_answers() -> None:
+    sick = gpu("a", 1, health=p.GpuHealth.SICK, why="Xid 48 at 13:58 UTC on 23 Nov: a memory error; reset it")
+    xids = (p.XidEvent(ago(minutes=5), 48, "a memory error", "reset the GPU"),)
+    slow = gpu("a", 2, health=p.GpuHealth.DEGRADED, why="slowed down for more than 60 s", memory_used=8 << 30)
+    found = strip(3, gpu("a", 0), sick, slow, facts=(p.GpuFacts(sick.uuid, xids=xids),))
+    assert found[0] == "░░░░░░░░░░   0%   0/80G"
+    assert found[1] == f"⚠ Xid 48: sick {xids[0].at.astimezone():%H:%M}" and len(found[1]) <= fleet_rows.GPU
+    assert found[2] == "░░░░░░░░░░   0%   8/80G▲" and len(found[2]) <= fleet_rows.GPU
+
+
+def test_the_host_strip_shows_gpus_and_not_their_instances() -> None:
+    cut = gpu("a", 0, mig=True, utilisation=None, memory_used=5 << 30)
+    assert strip(1, cut, mig("a", 0, 0, "1g.10gb"), mig("a", 0, 1, "1g.10gb"))[:2] == ["MIG               5/80G", ""]
+
+
+def test_of_gpus_without_room_the_sick_one_is_told_before_the_busiest() -> None:
+    sick = gpu("a", 1, health=p.GpuHealth.SICK, why="1 memory error")
+    assert strip(0, gpu("a", 0, utilisation=1.0), sick) == ["⚠ sick: 1 memory error #1 of 2"]
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ class DeploymentScreen(TargetView):
     def _seen(self) -> rows.Seen:
         host = self.fleet.hosts.get(self.target.host) or HostState(self.target.host)
         status = look.deployment(self.fleet, self.target)
-        revisions = self._detail.revisions if self._detail is not None else ()
+        revisions = rows.with_peaks(self._detail.revisions if self._detail is not None else (), host.revisions)
         return rows.Seen(status, revisions, host.status, self.context.now(), host.connection == "lost")
 
     def _show_all(self) -> None:

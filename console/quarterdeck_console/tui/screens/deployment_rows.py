@@ -93,6 +93,16 @@ class Seen:
 # --- revisions -------------------------------------------------------------------------------------------------------
 
 
+def with_peaks(known: Sequence[Revision], told: Mapping[str, Revision]) -> tuple[Revision, ...]:
+    """Revisions with the peaks of GPU memory that the host's events told since."""
+
+    def peak(each: Revision) -> int | None:
+        newer = told.get(f"{each.deployment}/{each.number}")
+        return newer.gpu_memory_peak if newer is not None else each.gpu_memory_peak
+
+    return tuple(replace(each, gpu_memory_peak=peak(each)) for each in known)
+
+
 def columns(seen: Seen) -> tuple[Column, ...]:
     """The columns of the revisions: that of GPU memory only where any of them was seen to hold some."""
     return REVISIONS if any(each.gpu_memory_peak for each in seen.revisions) else WITHOUT_GPU
