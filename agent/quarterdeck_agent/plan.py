@@ -14,7 +14,7 @@ when it is ready, and only then does the first one go. Without such a place it s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
@@ -101,6 +101,8 @@ def _steps(d: WantedDeployment, asks: Resources, live_asks: Resources, seen: See
     for missing in _all_missing(d, counts, asks, live_asks, seen):
         yield from _start(d, missing, seen, now)
     yield from _settle(d, mine, seen, now)
+    if d.previous is not None and d.name in seen.needed:
+        yield Cool("another deployment needs its GPU memory")
 
 
 # --- what there should be --------------------------------------------------------------------------------------
@@ -443,10 +445,10 @@ def _by_peak(d: WantedDeployment) -> bool:
 def claims_seen(d: WantedDeployment, seen: Seen) -> tuple[Claim, ...]:
     """The claims on the GPUs, as they count for this deployment: in an overlap its own by their measured peaks."""
     if not _by_peak(d):
-        return seen.claims
+        return seen.claims(d.name)
     peaks = {r.body: r.gpu_memory_peak for r in (d.target, d.live, d.previous) if r is not None}
     return tuple(
-        _measured(claim, peaks.get(claim.body) if claim.deployment == d.name else None) for claim in seen.claims
+        _measured(claim, peaks.get(claim.body) if claim.deployment == d.name else None) for claim in seen.claims(d.name)
     )
 
 
@@ -459,6 +461,35 @@ def place_lost(d: WantedDeployment, asks: Resources, revision: WantedRevision, s
     ask = ask_of(d, revision, asks)
     others = tuple(claim for claim in claims_seen(d, seen) if claim.replica != start.replica)
     return obstacle(ask, start.gpus, seen.sight, others)
+
+
+def room_by(
+    d: WantedDeployment,
+    asks: Resources,
+    live_asks: Resources | None,
+    seen: Seen,
+    now: float,
+    warm: Mapping[str, frozenset[str]],
+) -> tuple[str, ...]:
+    """The deployments whose warm replicas, by name, make room for what this one waits for; one if one is enough."""
+    choices = [(name,) for name in sorted(warm)] + ([tuple(sorted(warm))] if len(warm) > 1 else [])
+    for missing in _all_missing(d, counts_wanted(d, seen, now), asks, live_asks or asks, seen):
+        if not missing.placing.refusal or not is_staged(missing.count.revision, seen):
+            continue
+        for names in choices:
+            gone = frozenset[str]().union(*(warm[name] for name in names))
+            sight, claims = without(seen.sight, claims_seen(d, seen), gone)
+            if len(place(missing.ask, missing.rest, sight, claims).places) > len(missing.placing.places):
+                return names
+    return ()
+
+
+def warm_on_gpus(d: WantedDeployment, seen: Seen) -> frozenset[str]:
+    """The replicas with GPUs that are kept for a rollback only."""
+    if d.previous is None or d.previous.body in {r.body for r in (d.target, d.live) if r is not None}:
+        return frozenset()
+    mine = (r for r in seen.of(d.name) if r.found.body == d.previous.body and r.running)
+    return frozenset(r.found.id for r in mine if r.found.gpus)
 
 
 def kept_places(d: WantedDeployment, live_asks: Resources, seen: Seen) -> tuple[Claim, ...]:

@@ -18,7 +18,7 @@ from quarterdeck_agent.failpoints import failpoint
 from quarterdeck_agent.observer import Observer
 from quarterdeck_agent.performing import Performer
 from quarterdeck_agent.placement import Claim
-from quarterdeck_agent.plan import ask_of, kept_places, plan, rolling
+from quarterdeck_agent.plan import ask_of, kept_places, plan, rolling, room_by, warm_on_gpus
 from quarterdeck_agent.protocol import OperationState
 from quarterdeck_agent.reporting import Reporter
 from quarterdeck_agent.routing import Route
@@ -120,11 +120,11 @@ class Reconciler:
             return BUSY_TICK
         routed = self._route(wanted, seen, now)
         kept = {d.name: self._kept(d, seen) for d in wanted.deployments}
+        seen = self._with_promises(kept, seen)
+        seen = replace(seen, needed=self._needed(wanted, seen, now))
         for deployment in wanted.deployments:
-            others = {**kept, **self._starting}
-            others.pop(deployment.name)
-            promised = tuple(claim for claims in others.values() for claim in claims)
-            await self._take_steps(deployment, replace(seen, promised=promised), now)
+            await self._take_steps(deployment, seen, now)
+            seen = self._with_promises(kept, seen)
         await self._finish_operations(wanted, seen, routed)
         await parts.reporter.publish(wanted, seen)
         self.looked.set()
@@ -173,6 +173,23 @@ class Reconciler:
             del self._tasks[d.name]
             self._starting.pop(d.name, None)
             self.wake()
+
+    def _with_promises(self, kept: dict[str, tuple[Claim, ...]], seen: Seen) -> Seen:
+        """What is seen, with what is about to be claimed."""
+        promised = tuple(claim for claims in {**kept, **self._starting}.values() for claim in claims)
+        return replace(seen, promised=promised) if promised != seen.promised else seen
+
+    def _needed(self, wanted: Wanted, seen: Seen, now: float) -> frozenset[str]:
+        """The deployments whose warm revision has to make room for another one."""
+        warm = {d.name: ids for d in wanted.deployments if (ids := warm_on_gpus(d, seen))}
+        needed: set[str] = set()
+        for d in wanted.deployments if warm else ():
+            asks = self._parts.reporter.known_asks(d.target)
+            live_asks = self._parts.reporter.known_asks(d.live) if d.live is not None else None
+            if asks is not None and d.name not in self._tasks:
+                others = {name: ids for name, ids in warm.items() if name != d.name}
+                needed.update(room_by(d, asks, live_asks, seen, now, others))
+        return frozenset(needed)
 
     def _kept(self, d: WantedDeployment, seen: Seen) -> tuple[Claim, ...]:
         asks = self._parts.reporter.known_asks(d.live) if d.live is not None else None

@@ -46,7 +46,8 @@ class Seen:
     `gpu_trouble` says why the GPUs cannot be trusted to be as they were last seen, and is empty while they can.
     `promised` are claims of replicas that are being started right now, or are kept for somebody. `left` are, by body,
     the places of replicas that went away, the last one first. `ailing` are the devices that replicas are to leave: they
-    are sick, or have been lost for a while.
+    are sick, or have been lost for a while. `needed` are the deployments whose warm revision takes memory of a GPU that
+    another one waits for.
     """
 
     boot_id: str
@@ -65,18 +66,18 @@ class Seen:
     left: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     staged_since: Mapping[str, float] = field(default_factory=dict)
     ailing: frozenset[str] = frozenset()
+    needed: frozenset[str] = frozenset()
 
     @property
     def sight(self) -> Sight:
         """The GPUs as placing takes them."""
         return Sight(self.gpus, self.gpu_uses, self.gpu_facts, self.gpu_trouble)
 
-    @property
-    def claims(self) -> tuple[Claim, ...]:
-        """What is claimed on the GPUs, by replicas that run and by those that are about to."""
+    def claims(self, deployment: str) -> tuple[Claim, ...]:
+        """What is claimed on the GPUs as it counts for one deployment: by what runs, and by what others will start."""
         made = claims_of(replica.found for replica in self.replicas)
         known = {claim.replica for claim in made}
-        return made + tuple(claim for claim in self.promised if claim.replica not in known)
+        return made + tuple(c for c in self.promised if c.replica not in known and c.deployment != deployment)
 
     def of(self, deployment: str) -> tuple[SeenReplica, ...]:
         """The replicas of one deployment, in the order of their ids."""

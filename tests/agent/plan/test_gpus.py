@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quarterdeck_agent.drivers.base import Life, Resources
-from quarterdeck_agent.plan import ask_of, kept_places, place_lost, plan, waits_for
+from quarterdeck_agent.plan import ask_of, kept_places, place_lost, plan, room_by, waits_for, warm_on_gpus
 from quarterdeck_agent.protocol import FailureReason, RevisionOutcome
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.steps import Cool, Fail, Hold, Promote, Start, Stop
@@ -301,6 +301,22 @@ def test_the_warm_revision_goes_when_its_memory_is_needed() -> None:
     world.run()
     assert any(isinstance(step, Cool) and step.why == "its GPU memory is needed" for step in world.taken)
     assert (world.running("body-1"), world.running("body-2")) == (0, 1)
+
+
+def test_the_warm_revision_of_another_deployment_goes_when_its_memory_is_needed() -> None:
+    world = deploying(on_gpus(serving(), sizes=(80, 80)), revision(2)).run()
+    assert [r.found.gpus for r in world.replicas.values()] == [("a",), ("a",)]
+    warm = {"m": warm_on_gpus(world.d, world.seen()), "n": frozenset({"n-1-0"})}
+    assert warm["m"] == {"m-1-0"}
+    other = replace(first(image="").d, name="other")
+    seen = replace(world.seen(), staged=frozenset({"v-1", "v-2"}))
+    assert room_by(other, SHARED, None, seen, world.now, warm) == (), "there is room as it is"
+    world.strangers["b"] = 60 * GIB
+    seen = replace(world.seen(), staged=seen.staged)
+    assert room_by(other, SHARED, None, seen, world.now, warm) == ("m",)
+    assert room_by(other, Resources(gpus=1, vram=60 * GIB), None, seen, world.now, warm) == (), "not enough either"
+    cooled = plan(world.d, SHARED, replace(seen, needed=frozenset({"m"})), world.now)
+    assert [step.why for step in cooled if isinstance(step, Cool)] == ["another deployment needs its GPU memory"]
 
 
 def test_a_replica_made_for_a_gpu_that_is_taken_now_gives_way_to_one_elsewhere() -> None:
