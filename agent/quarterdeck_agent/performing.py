@@ -189,22 +189,24 @@ class Performer:
             bundle = await self.stage(revision.spec.version)
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True, mode=0o700)
             spec = replica_spec(d.name, revision, replica, step.gpus, recipe, bundle, folder)
-            self._check_place(d, step, recipe.model.resources)
-            self.seen.started(await self.engine.start(spec))
+            if (lost := self._place_lost(d, step, recipe.model.resources)) is None:
+                self.seen.started(await self.engine.start(spec))
         except StartRefused as error:
             await self._fail_or_wait(d, revision, "start", FailureReason.START_REFUSED, error)
         except EngineUnresponsive:
             raise
         except (AgentError, OSError) as error:
             await self._fail_or_wait(d, revision, "start", FailureReason.STAGING, error)
+        else:
+            if lost is not None:  # no fault of the revision: another plan finds another place, or waits
+                raise AgentError(f"{replica} was not started where it was to go: {lost}")
 
-    def _check_place(self, d: WantedDeployment, step: Start, asks: Resources) -> None:
-        """Ask for another plan when the place is not free any more: somebody may have come since this one was made.
+    def _place_lost(self, d: WantedDeployment, step: Start, asks: Resources) -> str | None:
+        """Why the place is not free any more: somebody may have come since the plan was made.
 
         What is younger than NVML's last look (a second) cannot be known: then whoever allocates last gets no memory.
         """
-        if asks.gpus and (why := place_lost(d, asks, step.revision, step, self.seen.seen())) is not None:
-            raise AgentError(f"{step.replica} was not started where it was to go: {why}")
+        return place_lost(d, asks, step.revision, step, self.seen.seen()) if asks.gpus else None
 
     async def _check(self, d: WantedDeployment, revision: WantedRevision, replica: Found) -> None:
         recipe = await asyncio.to_thread(self.recipes, revision)
