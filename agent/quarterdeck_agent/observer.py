@@ -33,8 +33,8 @@ GATEWAY_INTERVAL = 1.0
 GATEWAY_BUSY_INTERVAL = 0.1
 PLACES_KEPT, BODIES_KEPT = 64, 256
 
-LOST_FOR = 30.0
-"""Seconds after which replicas leave a GPU that is lost: one that did not answer for a moment comes back."""
+LOST_FOR = 5.0
+"""Seconds after which replicas leave a GPU that is lost: while a driver is loaded anew they all are for a moment."""
 
 
 Probe = Callable[[tuple[str, int], str, float], Awaitable[Verdict]]
