@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tests.benchmarks.figures import Figure, LeftOut, table
 
-NAMES = ("commands", "gateway", "rollback", "deploy", "push", "idle", "console", "tui_logs", "gpus")
+NAMES = ("commands", "gateway", "rollback", "deploy", "push", "idle", "console", "console_8h", "tui_logs", "gpus")
 RESULTS = Path(__file__).parents[2] / "bench-results" / "results.json"
 
 

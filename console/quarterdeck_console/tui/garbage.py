@@ -9,6 +9,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 
+from textual._styles_cache import StylesCache
+
 QUIET = 1.0
 """Seconds without a key after which a person is taken to be reading."""
 
@@ -19,10 +21,18 @@ _NEVER = 1_000_000
 """Looks at the middle generation after which Python would look at the oldest by itself."""
 
 
+def look() -> None:
+    """Look through the whole heap."""
+    # Textual 8.2 caches the result of a method together with `self`, which keeps the lines drawn by a widget that is
+    # long gone: some MiB an hour for who opens and closes screens. What is cleared is made again when it is drawn.
+    StylesCache.get_inner_outer.cache_clear()
+    gc.collect()
+
+
 class Garbage:
     """Tell it of keys with `touched`, and give it a turn about every second with `turn`."""
 
-    def __init__(self, clock: Callable[[], float], collect: Callable[[], object] = gc.collect) -> None:
+    def __init__(self, clock: Callable[[], float], collect: Callable[[], object] = look) -> None:
         self._clock, self._collect = clock, collect
         self._touched = self._looked = clock()
 
