@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from quarterdeck_agent.doctor_gpus import examine_gpus, mends_of_nvml, toolkit
+from quarterdeck_agent.doctor_gpus import examine_gpus, mends_of_nvml
+from quarterdeck_agent.drivers import gpu_door
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.history import Minutes
 from quarterdeck_agent.historyfile import aside
@@ -29,6 +30,7 @@ DEADLINE = 6.0
 OPEN_FILES = 4096
 MEMORY_SHORT = 0.05
 DISK_SHORT = 0.10
+WAYS = {"nvidia": "NVIDIA's runtime", "cdi": "CDI"}
 
 
 class Versioned(Protocol):
@@ -223,9 +225,10 @@ async def _nvml(context: DoctorContext) -> Check:
 
 
 async def _toolkit(context: DoctorContext) -> Check:
+    """Whether containers can be given GPUs."""
     assert context.docker_info is not None
-    info = await context.docker_info()
-    return await asyncio.to_thread(toolkit, info, shutil.which)
+    way = await asyncio.to_thread(gpu_door.door, await context.docker_info())
+    return Check("container toolkit", "ok", f"containers get their GPUs by {WAYS[way]}")
 
 
 CHECKS: tuple[tuple[str, Examination], ...] = (

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from quarterdeck_agent.placement import NOTICEABLE, Sight, gib, who
 from quarterdeck_agent.protocol import Check, Gpu, GpuFacts, GpuHealth, XidEvent
@@ -12,7 +11,6 @@ from quarterdeck_agent.xids import Action
 
 LATE = timedelta(hours=24)
 SHOWN = 5
-HOOKS = ("nvidia-container-runtime-hook", "nvidia-container-runtime")
 
 
 def examine_gpus(sight: Sight, now: datetime) -> tuple[Check, ...]:
@@ -115,22 +113,6 @@ def _unmanaged(whole: Sequence[Gpu], sight: Sight) -> Check | None:
         return None
     more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return Check("other GPU users", "ok", "; ".join(lines[:SHOWN]) + more)
-
-
-# --- containers --------------------------------------------------------------------------------------------------
-
-
-def toolkit(info: Mapping[str, Any], find: Callable[[str], str | None]) -> Check:
-    """Whether containers can be given GPUs: what dockerd tells of itself, and the programs on this host."""
-    devices = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or ()]
-    if any(device.startswith("nvidia.com/gpu") for device in devices):
-        return Check("container toolkit", "ok", "dockerd knows the GPUs by CDI")
-    if "nvidia" in (info.get("Runtimes") or {}):
-        return Check("container toolkit", "ok", "dockerd has the nvidia runtime")
-    if hook := next(filter(None, map(find, HOOKS)), None):
-        return Check("container toolkit", "ok", f"{hook} is there for dockerd")
-    mend = "install nvidia-container-toolkit, run `nvidia-ctk runtime configure --runtime=docker`, restart docker"
-    return Check("container toolkit", "failed", "dockerd can give no GPU to a container", mend)
 
 
 def mends_of_nvml(detail: str) -> Iterator[str]:

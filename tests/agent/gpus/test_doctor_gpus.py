@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from quarterdeck_agent.doctor import examine
-from quarterdeck_agent.doctor_gpus import examine_gpus, toolkit
+from quarterdeck_agent.doctor_gpus import examine_gpus
 from quarterdeck_agent.placement import Sight
 from quarterdeck_agent.protocol import Check, Gpu, GpuFacts, GpuHealth, GpuProcess, GpuUse, Part, PartState
 from quarterdeck_agent.xids import load_xids
@@ -78,17 +78,17 @@ def test_processes_that_nobody_manages_are_for_information() -> None:
     assert check == Check("other GPU users", "ok", "gpu0: 3 GiB by pid 4711 (alice, python)")
 
 
-@pytest.mark.parametrize(
-    ("info", "program", "result"),
-    [
-        ({"Runtimes": {"runc": {}}}, None, "failed"),
-        ({"Runtimes": {"runc": {}, "nvidia": {}}}, None, "ok"),
-        ({"DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=GPU-a"}]}, None, "ok"),
-        ({}, "/usr/bin/nvidia-container-runtime-hook", "ok"),
-    ],
-)
-def test_containers_need_a_way_to_be_given_gpus(info: dict[str, Any], program: str | None, result: str) -> None:
-    check = toolkit(info, lambda name: program)
+@pytest.mark.parametrize(("runtimes", "result"), [({"runc": {}}, "failed"), ({"runc": {}, "nvidia": {}}, "ok")])
+def test_containers_need_a_way_to_be_given_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtimes: dict[str, Any], result: str
+) -> None:
+    monkeypatch.setattr("quarterdeck_agent.drivers.gpu_door.shutil.which", lambda _: None)
+
+    async def info() -> dict[str, Any]:
+        return {"Runtimes": runtimes, "LiveRestoreEnabled": True}
+
+    it = context(tmp_path, sight=lambda: Sight((GPU,), (), (FACTS,)), docker_info=info)
+    (check,) = [check for check in asyncio.run(examine(it)) if check.name == "container toolkit"]
     assert check.result == result
     assert ("nvidia-container-toolkit" in check.mend) is (result == "failed")
 
