@@ -39,12 +39,30 @@ def sql(path: Path, statement: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
-def test_the_tables_are_those_of_the_migrations(tmp_path: Path) -> None:
+def test_the_tables_are_those_of_the_migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "new").mkdir()
+    opened(tmp_path / "new").close()
+    with monkeypatch.context() as first:
+        first.setattr(migrate.migrate, "__kwdefaults__", {"head": "0001", "scripts": migrate.SCRIPTS})
+        opened(tmp_path).close()
     opened(tmp_path).close()
     engine = create_engine(f"sqlite:///{tmp_path / 'store.sqlite'}", poolclass=NullPool)
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), SQLModel.metadata) == []
     engine.dispose()
+    assert shape(tmp_path / "new" / "store.sqlite") == shape(tmp_path / "store.sqlite")
+
+
+def shape(path: Path) -> dict[str, object]:
+    """Every table with its columns, keys and indexes, as SQLite has them."""
+    tables = [name for (name,) in sql(path, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return {
+        table: {
+            what: sorted(row[1:] for row in sql(path, f"PRAGMA {what}('{table}')"))
+            for what in ("table_info", "foreign_key_list", "index_list")
+        }
+        for table in tables
+    }
 
 
 def test_the_file_is_private_and_durable(tmp_path: Path) -> None:
