@@ -1,7 +1,7 @@
 """Brings a database to the schema this code knows, with a backup before each change, in one transaction.
 
-A database that is up to date is recognised by one query, and an empty one gets its tables as they are defined now:
-Alembic, which would cost the agent 11 MiB for as long as it runs, is imported only to change tables. A newer database is
+A database that is up to date is recognised by one query, and an empty one gets its tables as they are defined now.
+Alembic, which costs the agent 11 MiB for as long as it runs, is imported only to change tables. A newer database is
 refused.
 """
 

@@ -55,10 +55,10 @@ def test_the_tables_are_those_of_the_migrations(tmp_path: Path, monkeypatch: pyt
 
 def shape(path: Path) -> dict[str, object]:
     """Every table with its columns, keys and indexes, as SQLite has them."""
-    tables = [name for (name,) in sql(path, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+    tables = [str(name) for (name,) in sql(path, "SELECT name FROM sqlite_master WHERE type = 'table'")]
     return {
         table: {
-            what: sorted(row[1:] for row in sql(path, f"PRAGMA {what}('{table}')"))
+            what: sorted(repr(row[1:]) for row in sql(path, f"PRAGMA {what}('{table}')"))
             for what in ("table_info", "foreign_key_list", "index_list")
         }
         for table in tables
