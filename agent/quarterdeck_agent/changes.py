@@ -225,6 +225,10 @@ class Changes:
         name = now.name if now is not None else ""
         running = next((r.spec.replicas for r in (live, now.previous if now else None) if r and r.body == body), 0)
         peak = self.store.gpu_memory_peak(name, body, spec.version)
+        bodies = {body, *(r.body for r in (live, warm) if r is not None)}
+        leaving = {c.replica for c in capacity.claims if c.deployment == name and c.body not in bodies}
+        capacity = capacity.without(leaving) if leaving else capacity  # of a rollout that this change takes back
+        spare = self._spare(name, capacity)
         return Question(
             new=Group(model.resources, max(0, spec.replicas - running), (), peak),
             live=self._group(name, live, capacity) if live is not None else None,
@@ -233,7 +237,18 @@ class Changes:
             deployment=name,
             body=body,
             label=live.spec.label if live is not None else None,
+            spare=tuple(sorted(replica for replicas in spare.values() for replica in replicas)),
+            spare_of=" and ".join(sorted(spare)),
         )
+
+    def _spare(self, name: str, capacity: Capacity) -> dict[str, set[str]]:
+        """By deployment, the replicas on GPUs that others than `name` keep for a rollback only."""
+        spare: dict[str, set[str]] = {}
+        for d in self.store.wanted().deployments if capacity.claims else ():
+            if d.name != name and d.previous is not None and d.previous.body not in (d.target.body, _body(d.live)):
+                mine = {c.replica for c in capacity.claims if (c.deployment, c.body) == (d.name, d.previous.body)}
+                spare |= {d.name: mine} if mine else {}
+        return spare
 
     def _group(self, name: str, revision: WantedRevision, capacity: Capacity) -> Group:
         """The running replicas of a revision."""
@@ -403,6 +418,10 @@ def check_spec(spec: Spec) -> Spec:
         if not low <= value <= high:
             raise InvalidInput(f"{field} is {value:g}", field=field, hint=f"Use a value from {low:g} to {high:g}.")
     return spec
+
+
+def _body(revision: WantedRevision | None) -> str | None:
+    return None if revision is None else revision.body
 
 
 def check_fits(asks: Resources, spec: Spec, capacity: Capacity) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
@@ -67,7 +67,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """All that a choice depends on: the new replicas, those that serve (`None`: none do) and those kept warm."""
+    """All that a choice depends on: the new replicas, those that serve (`None`: none do) and those kept warm.
+
+    `spare` are the replicas with GPUs that other deployments (`spare_of`) keep warm: the planner ends them too when it
+    has no other place.
+    """
 
     new: Group
     live: Group | None
@@ -76,6 +80,17 @@ class Question:
     deployment: str = ""
     body: str = ""
     label: str | None = None
+    spare: tuple[str, ...] = ()
+    spare_of: str = ""
+
+    def ways(self, capacity: Capacity) -> Iterator[tuple[Capacity, str]]:
+        """What there is room in, from what costs nothing to what costs most; and who is let go for it."""
+        yield capacity, ""
+        if self.warm is not None:
+            capacity = self.warm.leave(capacity)
+            yield capacity, "the warm revision"
+        if self.spare:
+            yield capacity.without(self.spare), f"the warm revision of {self.spare_of}"
 
 
 def choose(spec: Spec, asked: Question) -> Choice:
@@ -90,18 +105,26 @@ def choose(spec: Spec, asked: Question) -> Choice:
     if spec.handover == "auto" and asked.new.asks.gpus and asked.capacity.sight.trouble:
         why = "whether both fit cannot be told, so what runs stays"
         return Choice("overlap", why, 0.0, asked.label, (asked.capacity.sight.trouble,))
-    beside = _Fit.of(asked, _by_peak(asked))
-    cools = False
-    if beside.lacks and asked.warm is not None:
-        beside, cools = _Fit.of(asked, asked.warm.leave(_by_peak(asked))), True
+    beside, let_go = _beside_what_runs(asked)
+    cools = bool(let_go) and asked.warm is not None
     if spec.handover == "hold" or (spec.handover == "auto" and beside.lacks):
         why = "asked for by name" if spec.handover == "hold" else beside.lacks
         return _hold(asked, why)
     if spec.handover == "overlap":
         note = (f"asked for by name, although it {beside.lacks}",) if beside.lacks else ()
         return Choice("overlap", "asked for by name", 0.0, asked.label, note, cools, beside.places)
-    why = "both fit side by side once the warm revision is let go" if cools else fits_because(asked)
+    why = f"both fit side by side once {let_go} is let go" if let_go else fits_because(asked)
     return Choice("overlap", why, 0.0, asked.label, (), cools, beside.places)
+
+
+def _beside_what_runs(asked: Question) -> tuple[_Fit, str]:
+    """Whether the new replicas fit beside the running ones, and who has to go for that."""
+    tried = []
+    for capacity, let_go in asked.ways(_by_peak(asked)):
+        tried.append((_Fit.of(asked, capacity), let_go))
+        if not tried[-1][0].lacks:
+            break
+    return tried[-1]
 
 
 def _first(asked: Question) -> Choice:
@@ -121,10 +144,14 @@ def grow(asked: Question) -> Choice:
 
 
 def _placing(asked: Question) -> Placing:
-    """Where new replicas go, once the warm revision has made room."""
-    capacity = asked.warm.leave(asked.capacity) if asked.warm else asked.capacity
+    """Where new replicas go, once what is warm has made room if it must."""
     ask = Ask(asked.new.asks, asked.deployment, asked.body)
-    return place(ask, asked.new.replicas, capacity.sight, capacity.claims)
+    placing = Placing(())
+    for capacity, _ in asked.ways(asked.capacity):
+        placing = place(ask, asked.new.replicas, capacity.sight, capacity.claims)
+        if not placing.refusal:
+            break
+    return placing
 
 
 def _hold(asked: Question, why: str) -> Choice:

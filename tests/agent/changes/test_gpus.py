@@ -135,6 +135,32 @@ def test_a_rollback_to_what_is_still_warm_needs_no_room(desk: Desk) -> None:
     assert (preview.handover, preview.why) == ("overlap", "its replicas are still warm")
 
 
+def test_a_rollout_that_the_change_takes_back_is_not_in_its_way(desk: Desk) -> None:
+    desk.serve(desk.version("1", resources=LARGE))
+    desk.deploy(desk.version("2", resources=LARGE))
+    seen(desk, Card(held=(("toy-1-0", 38),)), Card(held=(("toy-2-0", 38), (None, 15))))
+    pending = next(d.target.body for d in desk.store.wanted().deployments)
+    beside = Claim("gpu-1", "toy-2-0", "toy", pending, 40 * GIB)
+    desk.capacity = replace(desk.capacity, claims=(*desk.capacity.claims, beside))
+    third = desk.version("3", resources={"gpus": 1, "vram": "60GiB"})
+    assert desk.changes.preview("deploy", "toy", DeployRequest(third)).handover == "overlap"
+
+
+def test_what_another_deployment_keeps_warm_makes_room_before_requests_have_to_wait(desk: Desk) -> None:
+    desk.serve(desk.version("1", resources=LARGE))
+    desk.serve(desk.version("2", resources=LARGE))
+    warm = next(d.previous for d in desk.store.wanted().deployments)
+    assert warm is not None
+    claim = Claim("gpu-0", "toy-1-0", "toy", warm.body, 40 * GIB)
+    desk.capacity = Capacity(sight=sight(Card(held=(("toy-1-0", 38), (None, 20)))), claims=(claim,))
+    preview = desk.changes.preview("deploy", "other", DeployRequest("toy:1"))
+    assert "start 1 replica on gpu0" in preview.steps
+    assert not any("wait" in warning for warning in preview.warnings)
+    desk.capacity = Capacity(sight=sight(Card(held=((None, 60),))))
+    preview = desk.changes.preview("deploy", "other", DeployRequest("toy:1"))
+    assert any("it would wait for its place" in warning for warning in preview.warnings)
+
+
 def test_more_replicas_of_what_runs_say_when_they_have_to_wait(desk: Desk) -> None:
     desk.serve(desk.version("1", resources=LARGE))
     seen(desk, Card(held=(("toy-1-0", 38),)), Card(held=((None, 60),)))
