@@ -262,10 +262,12 @@ def host_row(host: HostState, now: datetime) -> Row:
     status = host.status
     gauges = status.gauges if status else None
     troubled = [part for part in (status.parts if status else ()) if str(part.state) not in ("ok", "absent")]
+    sick = [gpu for gpu in (status.gpus if status else ()) if str(gpu.health) in ("sick", "lost")]
     state = "unreachable" if host.connection == "lost" else "connecting" if status is None else "ok"
-    if troubled and state == "ok":
+    if (troubled or sick) and state == "ok":
         state = "degraded"
-    detail = host.error or "; ".join(f"{part.name} {part.state}: {part.detail}" for part in troubled)
+    told = [f"{part.name} {part.state}: {part.detail}" for part in troubled]
+    detail = host.error or "; ".join(told + [f"GPU {gpu.index} {gpu.health}: {gpu.why}" for gpu in sick])
     serving = (
         f"{sum(str(each.state) == 'serving' for each in status.deployments)}/{len(status.deployments)}"
         if status
@@ -278,7 +280,7 @@ def host_row(host: HostState, now: datetime) -> Row:
         _number(ratio(gauges.cpu) if gauges else NOTHING),
         _number(used(gauges.memory_used, gauges.memory_total) if gauges else NOTHING),
         _number(used(gauges.disk_used, gauges.disk_total) if gauges else NOTHING),
-        _number(str(len(status.gpus)) if status else NOTHING),
+        _number(str(sum(gpu.parent is None for gpu in status.gpus)) if status else NOTHING),
         _number(serving),
         _cell(status.info.agent_version if status else None),
         _number(age(status.info.started_at if status and state == "ok" else host.since, now)),

@@ -9,7 +9,7 @@ import pytest
 
 from quarterdeck_agent import protocol as p
 from quarterdeck_console import state, views
-from tests.console.fake_agent import AT, DEPLOYMENT, REVISION, STATUS
+from tests.console.fake_agent import AT, DEPLOYMENT, GPU_STATUS, REVISION, STATUS
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,14 @@ def test_gpu_memory_of_replicas_and_revisions_is_told_where_there_is_any() -> No
     told = views.revisions([("box", replace(REVISION, gpu_memory_peak=4 << 30)), ("box", REVISION)], AT)
     place = told.columns.index("GPU PEAK")
     assert [row.cells[place].text for row in told.rows] == ["4.0 GiB", "–"]
+
+
+def test_a_host_with_a_sick_gpu_is_degraded_and_its_mig_instances_are_no_gpus() -> None:
+    seen = state.snapshot(state.FleetState.of(("box",)), "box", GPU_STATUS, AT)
+    table = views.hosts(seen, AT)
+    cells = dict(zip(table.columns, table.rows[0].cells, strict=True))
+    assert (cells["STATE"].text, cells["GPUS"].text) == ("degraded", "3")
+    assert cells["DETAIL"].text.startswith("GPU 2 lost: Xid 79")
 
 
 def test_a_log_line_keeps_its_tabs_and_its_place_on_one_line() -> None:
