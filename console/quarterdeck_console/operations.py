@@ -57,20 +57,30 @@ class PushProgress:
 
 
 async def read_bundle(folder: Path, allow_pickle: bool) -> AsyncGenerator[PushProgress | bundle.Bundle, None]:
-    """Hash a bundle in threads; progress a few times a second, then the bundle itself."""
-    done = 0
+    """Hash a bundle in threads; progress a few times a second, then the bundle itself. Closed early, hashing ends."""
+    done, wanted = 0, True
 
     def told(count: int) -> None:
         nonlocal done
         done += count
+        if not wanted:
+            raise _Unwanted
 
     await asyncio.to_thread(bundle.read_config, folder)
     total = sum(source.size for source in await asyncio.to_thread(bundle.list_files, folder))
     work = asyncio.ensure_future(asyncio.to_thread(bundle.read, folder, allow_pickle, told))
-    while not work.done():
-        await asyncio.wait((work,), timeout=0.2)
-        yield PushProgress("hashing", min(done, total), total, folder.name)
+    try:
+        while not work.done():
+            await asyncio.wait((work,), timeout=0.2)
+            yield PushProgress("hashing", min(done, total), total, folder.name)
+    finally:
+        wanted = False  # a process does not end before its threads do
+        work.cancel()
     yield work.result()
+
+
+class _Unwanted(Exception):
+    """Nobody waits for these hashes any more."""
 
 
 async def push(host: Host, package: bundle.Bundle, timeout: float = 30.0) -> AsyncGenerator[PushProgress, None]:

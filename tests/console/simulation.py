@@ -321,6 +321,7 @@ class Simulation:
     details: dict[Target, p.DeploymentDetail] = field(default_factory=dict)
     log_entries: list[LogEntry] = field(default_factory=list)
     push_steps: list[PushCame] = field(default_factory=list)
+    push_hangs: bool = False
     points: dict[tuple[str, str, str], p.Series] = field(default_factory=dict)
     removal_errors: dict[str, ConsoleError] = field(default_factory=dict)
 
@@ -426,8 +427,13 @@ class Simulation:
 
     async def push(self, hosts: tuple[str, ...], folder: str, allow_pickle: bool) -> AsyncGenerator[PushCame, None]:
         self.asked.append(("push", (hosts, folder, allow_pickle)))
-        for step in self.push_steps:
-            yield step
+        try:
+            for step in self.push_steps:
+                yield step
+            if self.push_hangs:
+                await asyncio.Event().wait()
+        finally:
+            self.asked.append(("push ended", hosts))
 
     async def remove_version(self, host: str, id: str) -> None:
         self.asked.append(("remove version", (host, id)))

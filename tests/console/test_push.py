@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,29 @@ from tests.console.fake_agent import FakeAgent, problem
 from tests.console.running import qd, write_bundle, write_fleet
 
 BIG = bytes(range(256)) * 4096 * 3
+
+
+def test_hashing_ends_when_nobody_waits_for_it_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process cannot end before its threads: leaving the console must not wait for a large bundle."""
+    chunks, began = [], threading.Event()
+
+    def read(_folder: Path, _allow_pickle: bool, told: Callable[[int], None]) -> None:
+        for number in range(5_000):
+            chunks.append(number)
+            told(1)
+            began.set()
+            time.sleep(0.001)
+
+    async def story() -> None:
+        async with contextlib.aclosing(operations.read_bundle(tmp_path, False)) as steps:
+            async for _ in steps:
+                await asyncio.to_thread(began.wait, 10)
+                break
+
+    (tmp_path / "model.toml").write_text('name = "digits"\nversion = "1"\nruntime = "torchscript"\n')
+    monkeypatch.setattr(bundle, "read", read)
+    asyncio.run(story())  # waits for the threads, as the process does at its end
+    assert len(chunks) < 2_500
 
 
 def test_a_push_sends_every_content_once_and_makes_the_version(agent: FakeAgent, fleet: Path, tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ class Quarterdeck(App[int], inherit_bindings=False):
         # Ending, the app takes a screen's widgets away before the screen itself: there is nothing to show things on.
         if self.is_running and view is not None and view.is_mounted:
             view.show_fleet(self.session.fleet, hosts, self.session.refresh)
+            if self.screen is not view:
+                self.screen.post_message(m.FleetCame(self.session.fleet))
 
     @property
     def view(self) -> View | None:
@@ -114,6 +116,8 @@ class Quarterdeck(App[int], inherit_bindings=False):
         while len(self.screen_stack) > 1:
             await self.pop_screen()
         self.show_again()
+        if event.then is not None:
+            self.screen.post_message(event.then)
 
     @on(m.OpenHost)
     async def _open_host(self, event: m.OpenHost) -> None:

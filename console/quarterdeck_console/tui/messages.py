@@ -58,9 +58,24 @@ class Wish:
 
 @dataclass
 class OpenPlace(Message):
-    """Show one of the places that are always there."""
+    """Show one of the places that are always there, and tell its screen something."""
 
     place: Place
+    then: Message | None = None
+
+
+@dataclass
+class StartPush(Message):
+    """Told to the versions' screen: ask what to push; `folder` is typed already."""
+
+    folder: str = ""
+
+
+@dataclass
+class StartCompare(Message):
+    """Told to the versions' screen: compare these labels, or without any what is selected."""
+
+    labels: tuple[str, ...] = ()
 
 
 @dataclass
@@ -303,6 +318,11 @@ class WantPush(Want):
 
 
 @dataclass
+class EndPush(Want):
+    """No more of this asker's pushes: what a host has got by then stays there for the next time."""
+
+
+@dataclass
 class PushCame(Message):
     """How far a push is on one host (`None` while hashing); `version` or `error` end it there."""
 
@@ -343,6 +363,13 @@ class FleetChanged(Message):
 
     fleet: FleetState
     hosts: frozenset[str]
+
+
+@dataclass
+class FleetCame(Message, bubble=False):
+    """For a dialog: the fleet as it is now, under it."""
+
+    fleet: FleetState
 
 
 @dataclass

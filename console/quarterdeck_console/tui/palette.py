@@ -80,6 +80,8 @@ def hits(typed: str, fleet: FleetState, here: tuple[m.Target, ...], read_only: b
             found += _of_verb(verb, word, space, rest, fleet, here)
     if not read_only:
         found += _deploys(word, space, rest, fleet, here)
+        found += _pushes(word, rest)
+    found += _compares(word, space, rest, fleet)
     if not space:
         found += _plain(word, fleet)
     ranked = sorted(found, key=lambda hit: _rank(typed.strip().lstrip(":").casefold(), hit.title.casefold()))
@@ -116,6 +118,32 @@ def _deploys(word: str, space: str, rest: str, fleet: FleetState, here: tuple[m.
         for label in look.labels(fleet):
             if _matches(rest, label):
                 yield Hit(f"deploy {label}", "serve this version", m.AskDeploy(_served_by(label, fleet, here), label))
+
+
+def _pushes(word: str, rest: str) -> Iterator[Hit]:
+    if rest and word == "push":
+        yield Hit(f"push {rest}", "send this bundle to hosts", m.OpenPlace("versions", m.StartPush(rest)))
+    elif not rest and _matches(word, "push"):
+        yield Hit("push", "send a bundle to hosts", m.OpenPlace("versions", m.StartPush()))
+
+
+def _compares(word: str, space: str, rest: str, fleet: FleetState) -> Iterator[Hit]:
+    """`compare A B` is typed in two steps: the first label fills the line, the second compares."""
+    if not space:
+        if _matches(word, "compare"):
+            yield Hit("compare", "the versions that are selected", m.OpenPlace("versions", m.StartCompare()))
+    elif word == "compare":
+        labels = look.labels(fleet)
+        first, _, second = rest.partition(" ")
+        if first in labels:
+            for label in labels:
+                if label != first and _matches(second.strip(), label):
+                    to = m.OpenPlace("versions", m.StartCompare((first, label)))
+                    yield Hit(f"compare {first} {label}", "what differs between them", to)
+        else:
+            for label in labels:
+                if _matches(first, label):
+                    yield Hit(f"compare {label}", "with which?", fill=f"compare {label} ")
 
 
 def _served_by(label: str, fleet: FleetState, here: tuple[m.Target, ...]) -> tuple[m.Target, ...]:

@@ -65,6 +65,7 @@ class Session:
         self._shown.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: dict[MessagePump, asyncio.Task[None]] = {}
+        self._pushes: dict[MessagePump, set[asyncio.Task[None]]] = {}
 
     async def start(self) -> None:
         """Begin to listen. Imports what talks to hosts, beside the keys: call it when the first frame is out."""
@@ -178,7 +179,10 @@ class Session:
         elif isinstance(want, m.WantPreviews):
             self._spawn(self._previews(want))
         elif isinstance(want, m.WantPush):
-            self._spawn(self._push(want))
+            self._pushes.setdefault(want.asker, set()).add(self._spawn(self._push(want)))
+        elif isinstance(want, m.EndPush):
+            for task in self._pushes.pop(want.asker, ()):
+                task.cancel()
         elif isinstance(want, m.WantRemoveVersion):
             self._spawn(self._remove_version(want))
         elif isinstance(want, m.WantLogs):
@@ -308,6 +312,8 @@ class Session:
         self._tasks.discard(task)
         for asker in [asker for asker, stream in self._streams.items() if stream is task]:
             del self._streams[asker]
+        for pushes in self._pushes.values():
+            pushes.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the session ended", exc_info=error)
             self._post(m.Told(f"the console made a mistake: {type(error).__name__}: {error}", bad=True))

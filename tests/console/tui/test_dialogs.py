@@ -9,7 +9,7 @@ import pytest
 from quarterdeck_agent import protocol as p
 from quarterdeck_console.errors import Conflict
 from quarterdeck_console.tui.messages import Target
-from tests.console.simulation import Simulation, fleet_file
+from tests.console.simulation import Simulation, fleet_file, version
 from tests.console.tui.driving import Driver, drive
 
 HOSTS = ("gpu-a1", "gpu-a2", "gpu-b1", "cpu-c1")
@@ -241,6 +241,24 @@ def test_deploy_goes_to_all_hosts_that_are_named_and_says_what_is_missing_there(
         await d.shows("no host matches 'nowhere'")
 
     drive(story, size=(120, 40))
+
+
+def test_a_version_that_is_pushed_while_the_dialog_is_open_can_be_deployed() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("j", "j", "D")
+        await d.shows("y deploy")
+        await d.press("shift+tab", "shift+tab", "shift+tab", "shift+tab", "shift+tab", "shift+tab")
+        await d.press("ctrl+u", *"embed:1.4")
+        await d.shows("not on gpu-a2: push it there first")
+        asked = len(d.simulation.asked)
+        pushed = version("embed:1.4", created_at=d.simulation.now())
+        d.simulation.delta("gpu-a2", "version", pushed.id, pushed)
+        await d.until(lambda: "not on gpu-a2" not in d.text, "the version is known")
+        await d.until(lambda: len(d.simulation.asked) > asked, "the plan is asked anew")
+        await d.press("down", "up")
+        await d.shows("Deploy embed:1.4 to gpu-a2")
+
+    drive(story)
 
 
 def test_a_dialog_can_be_used_on_the_smallest_terminal() -> None:

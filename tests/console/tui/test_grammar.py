@@ -243,6 +243,10 @@ def test_colon_and_ctrl_p_open_the_same_line(key: str) -> None:
         ("scale embed 4", "qd scale embed 4 --host gpu-a2"),
         ("rm digits", "Remove digits on cpu-c1"),
         ("json embed", '"kind": "DeploymentList"'),
+        ("push ", "Push a bundle"),
+        ("push /models/embed", "bundle      /models/embed"),
+        ("compare embed:1.2 embed:1.3", "embed:1.2 → embed:1.3"),
+        ("compare", "select two versions with space"),
     ],
 )
 def test_the_palette_knows_verbs_with_what_they_are_about(typed: str, shown: str) -> None:

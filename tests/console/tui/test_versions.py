@@ -197,6 +197,30 @@ def test_p_pushes_a_folder_and_shows_how_far_it_is_on_each_host() -> None:
     drive(story, simulation=simulation)
 
 
+def test_c_ends_a_push_and_so_does_the_end_of_the_console() -> None:
+    simulation = Simulation(push_hangs=True, push_steps=[came("gpu-a1", "sending", 25 << 20)])
+
+    async def push(d: Driver) -> None:
+        await d.press("P")
+        await d.type("/models/embed")
+        await d.press("enter", *"gpu-a1", "enter", "enter")
+        await d.shows("y push")
+        await d.press("y")
+        await d.shows("sending")
+
+    async def story(d: Driver) -> None:
+        await opened(d)
+        await push(d)
+        await d.press("c")
+        await d.until(lambda: ("push ended", ("gpu-a1",)) in simulation.asked, "the push is ended")
+        await d.until(lambda: "sending" not in d.text, "nothing is sent any more")
+        simulation.asked.clear()
+        await push(d)
+
+    drive(story, simulation=simulation)
+    assert ("push ended", ("gpu-a1",)) in simulation.asked
+
+
 def test_progress_is_a_bar_with_figures() -> None:
     told = versions_rows.pushes({"a": came("a", "sending", 25 << 20), "b": came("b", "retrying", detail="cut")}).plain
     first, second = told.splitlines()

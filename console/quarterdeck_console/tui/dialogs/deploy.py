@@ -28,6 +28,7 @@ class DeployDialog(PlanDialog):
         self._hosts = tuple(dict.fromkeys(each.host for each in targets if each.name == self._deployed))
         if not self._hosts and len(context.fleet.hosts) == 1:
             self._hosts = (context.fleet.hosts[0].name,)
+        self._targets, self._absent = targets, ""
         self._known = self._labels_first(targets)
         self._version = version or self._newest(targets)
 
@@ -68,6 +69,19 @@ class DeployDialog(PlanDialog):
         if self._version:
             self.query_one("#no").focus()
 
+    def learn(self) -> None:
+        """Versions that were pushed meanwhile can be chosen; the plan is asked anew where one was missing."""
+        known = self._labels_first(self._targets)
+        new = [label for label in known if label not in self._known]
+        if known != self._known:
+            self._known = known
+            self.query_one("#version-field", Field).set_options(known)
+        hosts = self._chosen_hosts()
+        if isinstance(hosts, tuple) and self._missing(self.value("version"), hosts) != self._absent:
+            self.renew()
+        elif new:
+            self.query_one("#version-field", Field).show_hint(f"new: {new[0]}")
+
     def wish(self) -> m.Wish | str:
         version, name = self.value("version"), self.value("as")
         if not version:
@@ -81,10 +95,9 @@ class DeployDialog(PlanDialog):
         handover, replicas = self.value("handover"), self.value("replicas")
         if handover and handover not in HANDOVERS:
             return f"the handover is one of {', '.join(HANDOVERS)}"
-        if missing := self._missing(version, hosts):
-            self.query_one("#version-field", Field).show_hint(f"not on {missing}: push it there first")
-        else:
-            self.query_one("#version-field", Field).show_hint("")
+        self._absent = self._missing(version, hosts)
+        hint = f"not on {self._absent}: push it there first" if self._absent else ""
+        self.query_one("#version-field", Field).show_hint(hint)
         request = DeployRequest(
             version=version,
             replicas=int(replicas) if replicas else None,

@@ -70,6 +70,9 @@ class PlanDialog(ModalScreen[m.Wish | None]):
     def begin(self) -> None:
         """Called once, when the dialog is there. Textual calls every class's `on_mount` by itself: use this."""
 
+    def learn(self) -> None:
+        """`self.fleet` is newer than before: a form may have more to offer."""
+
     # --- the dialog ------------------------------------------------------------------------------------------------
 
     def compose(self) -> ComposeResult:
@@ -146,6 +149,11 @@ class PlanDialog(ModalScreen[m.Wish | None]):
 
     def _named(self) -> bool:
         return self.query_one("#dialog-name", Input).value == self._name_needed()
+
+    @on(m.FleetCame)
+    def _fleet_came(self, event: m.FleetCame) -> None:
+        self.fleet = event.fleet
+        self.learn()
 
     # --- what is typed ---------------------------------------------------------------------------------------------
 

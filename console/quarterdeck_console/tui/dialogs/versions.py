@@ -32,13 +32,17 @@ class PushDialog(SureDialog[Push]):
 
     verb = "push"
 
+    def __init__(self, context: Context, folder: str = "") -> None:
+        super().__init__(context)
+        self._folder = folder
+
     def question(self) -> str:
         return "Push a bundle"
 
     def form(self) -> ComposeResult:
         hosts = self.context.fleet.hosts
         one = hosts[0].name if len(hosts) == 1 else ""
-        yield Field("bundle", "folder", placeholder="a folder with model.toml in it")
+        yield Field("bundle", "folder", self._folder, placeholder="a folder with model.toml in it")
         yield Field("hosts", "hosts", one, list(self.context.hosts), "names or globs like gpu-*")
         yield Field("pickle", "pickle", "no", YES_NO, "no")
 

@@ -41,7 +41,7 @@ class VersionsScreen(View):
         Binding("x", "diff", "compare", id="versions.diff"),
         Binding("d,z", "zoom", "describe", id="versions.zoom"),
         Binding("l", "logs", "Logs of what serves it", show=False, id="versions.logs"),
-        Binding("c", "clear", "Forget the push that is shown", show=False, id="versions.clear"),
+        Binding("c", "clear", "End the push, or forget what became of it", show=False, id="versions.clear"),
         Binding("ctrl+d", "pane(1)", "Text down", show=False, id="versions.down"),
         Binding("ctrl+u", "pane(-1)", "Text up", show=False, id="versions.up"),
     ]
@@ -129,6 +129,11 @@ class VersionsScreen(View):
     def action_push(self) -> None:
         self.app.push_screen(PushDialog(self.context), self._push)
 
+    @on(m.StartPush)
+    def _start_push(self, event: m.StartPush) -> None:
+        event.stop()
+        self.app.push_screen(PushDialog(self.context, event.folder), self._push)
+
     def _push(self, wanted: Push | None) -> None:
         if wanted is not None:
             self._pushes = {READING: m.PushCame(None, READING, label=wanted.folder)}
@@ -150,7 +155,11 @@ class VersionsScreen(View):
         self.query_one("#pushes", Label).show(pushes(self._pushes))
 
     def action_clear(self) -> None:
-        """Forget pushes that are over; one under way comes back with its next word."""
+        """End a push that is under way, and forget those that are over."""
+        ended = [host for host, came in self._pushes.items() if came.version is None and came.error is None]
+        if ended:
+            self.post_message(m.EndPush(self))
+            self.tell("the push is ended; pushed again, it goes on where it was")
         self._pushes = {}
         self._show_pushes()
 
@@ -194,11 +203,25 @@ class VersionsScreen(View):
         if self._compared is not None:
             self._compared = None
         elif (pair := self._pair()) is not None:
-            old, new = sorted(pair, key=lambda each: each.created_at)
-            self._compared, self._compared_at = (old, new), self.table.cursor
+            self._compare(*pair)
         else:
             self.tell("select two versions with space to compare them", bad=True)
         self._show_about()
+
+    @on(m.StartCompare)
+    def _start_compare(self, event: m.StartCompare) -> None:
+        event.stop()
+        known = {each.version.label: each.version for each in placed(self.fleet).values()}
+        pair = [known[label] for label in event.labels if label in known]
+        if len(pair) == 2:
+            self._compare(pair[0], pair[1])
+            self._show_about()
+        elif self._compared is None:
+            self.action_diff()
+
+    def _compare(self, one: Version, other: Version) -> None:
+        old, new = sorted((one, other), key=lambda each: each.created_at)
+        self._compared, self._compared_at = (old, new), self.table.cursor
 
     def _pair(self) -> tuple[Version, Version] | None:
         selected = self._selected()
