@@ -7,23 +7,18 @@ from it stand one below another.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from enum import StrEnum
 
-from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuProcess, GpuUse, HostStatus, Sample
+from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuProcess, GpuUse, HostStatus
 from quarterdeck_console.clean import clean_line
-from quarterdeck_console.state import FleetState, HostState
-from quarterdeck_console.views import NOTHING, Cell, Row, Severity, Table, age, ratio, size
+from quarterdeck_console.views import NOTHING, Severity, size
 
 GIB = 1 << 30
 
 HOT = 85.0
 """°C from which a GPU is called hot: data-centre GPUs slow down at 85 to 90 (NVIDIA's board specifications)."""
-
-FULL = 0.97
-"""Of all memory used from which a GPU is called full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,130 +238,3 @@ def is_hot(gpu: Gpu) -> bool:
 def owned(share: Share) -> str:
     """A share in a line: `llama-chat r17 (llama-chat-17-1) 58.0 GiB`."""
     return f"{share.words} {size(share.memory)}"
-
-
-# --- a table for the CLI ---------------------------------------------------------------------------------------------
-
-
-def table(fleet: FleetState, now: datetime) -> Table:
-    """Every GPU and MIG instance of every host; under each why it is not well, and whose its memory is."""
-    rows: list[Row] = []
-    for host in fleet.hosts.values():
-        rows += _host_rows(host, now)
-    return Table(("HOST", "GPU", "LOAD", "MEMORY", "TEMP", "POWER", "HEALTH", "NAME"), tuple(rows))
-
-
-def _host_rows(host: HostState, now: datetime) -> Iterator[Row]:
-    if host.connection == "lost":
-        yield _blank(host.name, "unreachable", f"for {age(host.since, now)}: {host.error}")
-    for part in host.status.parts if host.status is not None else ():
-        if part.name == "nvml" and str(part.state) not in ("ok", "absent"):
-            yield _blank(host.name, f"nvml {part.state}", part.detail)
-    for device in devices(host.status):
-        yield row(host.name, device)
-
-
-def _blank(host: str, state: str, detail: str) -> Row:
-    blank = Cell(NOTHING, number=True)
-    told = Cell(clean_line(state), Severity.BAD), Cell(clean_line(detail), Severity.BAD)
-    return Row((host, ""), (Cell(clean_line(host)), *[blank] * 5, *told))
-
-
-def row(host: str, device: Device) -> Row:
-    """One GPU or MIG instance."""
-    gpu = device.gpu
-    full = (filled(gpu) or 0.0) >= FULL
-    cells = (
-        Cell(clean_line(host)),
-        Cell(device.label, number=True),
-        Cell(ratio(gpu.utilisation), number=True),
-        Cell(memory(gpu), Severity.WARNING if full else Severity.PLAIN, number=True),
-        Cell(temperature(gpu), Severity.WARNING if is_hot(gpu) else Severity.PLAIN, number=True),
-        Cell(power(gpu), number=True),
-        Cell(clean_line(str(gpu.health)), severity(gpu)),
-        Cell(clean_line(short_name(gpu.name) if gpu.profile is None else f"MIG {gpu.profile}")),
-    )
-    return Row((host, gpu.uuid), cells, tuple(_below(device)))
-
-
-def _below(device: Device) -> Iterator[Cell]:
-    gpu = device.gpu
-    if gpu.health != GpuHealth.OK:
-        yield Cell(clean_line(f"⚠ {gpu.why or 'the host does not say why'}"), severity(gpu))
-    if gpu.throttle:
-        yield Cell(clean_line(f"▲ slowed down: {', '.join(gpu.throttle)}"), Severity.WARNING)
-    for share in shares(device):
-        if share.owner in CLAIMED:
-            meaning = Severity.PLAIN if share.owner == Owner.DEPLOYMENT else Severity.WARNING
-            yield Cell(f"{size(share.memory):>9}  {share.words}", meaning)
-
-
-def in_a_line(device: Device) -> str:
-    """Everything that `row` tells, as one line."""
-    gpu = device.gpu
-    figures = (ratio(gpu.utilisation), memory(gpu), temperature(gpu), power(gpu), health_words(device) or gpu.health)
-    owned_by = ", ".join(owned(share) for share in shares(device) if share.owner in CLAIMED)
-    return clean_line("  ".join(part for part in (device.what, *figures, owned_by) if part))
-
-
-# --- history -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One gauge of a GPU: the name of its series, and how its scale looks."""
-
-    series: str
-    title: str
-    unit: Callable[[float], str]
-    top: Callable[[Gpu], float | None]
-    scale: float = 1.0
-
-
-METRICS = (
-    Metric("gpu.utilisation", "load", lambda value: f"{value * 100:.0f}%", lambda _: 1.0),
-    Metric(
-        "gpu.memory", "memory", lambda value: f"{value:.3g}G", lambda gpu: (gpu.memory_total or 0) / GIB or None,
-        1 / GIB,
-    ),
-    Metric("gpu.temperature", "temperature", lambda value: f"{value:.0f}°", lambda _: 100.0),
-    Metric("gpu.power", "power", lambda value: f"{value:.0f}W", lambda gpu: gpu.power_limit),
-)  # fmt: skip
-
-SPANS = tuple(timedelta(minutes=minutes) for minutes in (5, 15, 60, 1440, 7 * 1440, 30 * 1440))
-"""How far back a chart may look: the agent keeps an hour by the second, thirty days by the minute."""
-
-
-def drawn(samples: Iterable[Sample], metric: Metric) -> list[Sample]:
-    """The points of a gauge in the unit of its scale."""
-
-    def scaled(value: float | None) -> float | None:
-        return None if value is None else value * metric.scale
-
-    return [Sample(each.at, scaled(each.value), scaled(each.max)) for each in samples]
-
-
-def highest(samples: Iterable[Sample]) -> float | None:
-    """The highest value there was, also within a longer step."""
-    known = [each.max if each.max is not None else each.value for each in samples]
-    return max((value for value in known if value is not None), default=None)
-
-
-MORE_METRICS = (
-    Metric("gpu.utilisation_memory", "memory load", lambda value: f"{value * 100:.0f}%", lambda _: 1.0),
-    Metric("gpu.encoder", "encoder", lambda value: f"{value * 100:.0f}%", lambda _: 1.0),
-    Metric("gpu.decoder", "decoder", lambda value: f"{value * 100:.0f}%", lambda _: 1.0),
-    Metric("gpu.fan", "fan", lambda value: f"{value * 100:.0f}%", lambda _: 1.0),
-    Metric("gpu.clock", "clock", lambda value: f"{value:.0f}M", lambda _: None, 1e-6),
-    Metric("gpu.clock_memory", "memory clock", lambda value: f"{value:.0f}M", lambda _: None, 1e-6),
-    Metric("gpu.pcie_sent", "PCIe sent", lambda value: f"{value:.3g}M", lambda _: None, 2.0**-20),
-    Metric("gpu.pcie_received", "PCIe received", lambda value: f"{value:.3g}M", lambda _: None, 2.0**-20),
-)
-"""What is asked for less often. Clocks in megahertz, traffic in MiB a second."""
-
-BY_NAME = {metric.series.removeprefix("gpu."): metric for metric in (*METRICS, *MORE_METRICS)}
-
-
-def newest(moments: Iterable[datetime], now: datetime) -> datetime:
-    """Where a chart ends: now, or the newest point where the host's clock is ahead of ours."""
-    return max((now, *moments))

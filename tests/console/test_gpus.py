@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from quarterdeck_agent import protocol as p
-from quarterdeck_console import chart, gpus, views
+from quarterdeck_console import chart, gpu_metrics, gpus, views
 from quarterdeck_console.cli.verbs.gpus import METRICS
 from tests.console.fake_agent import AT, GIB, GPU_STATUS, XID, FakeAgent, Reply
 from tests.console.running import command, environment, fleet_of, qd
@@ -96,12 +96,12 @@ def test_spans(seconds: float, text: str) -> None:
 
 
 def test_the_verb_offers_the_gauges_that_can_be_drawn() -> None:
-    assert set(METRICS) == set(gpus.BY_NAME)
+    assert set(METRICS) == set(gpu_metrics.BY_NAME)
 
 
 def test_the_highest_value_is_also_found_within_a_longer_step() -> None:
-    assert gpus.highest([p.Sample(AT, 0.5, 0.9), p.Sample(AT, 0.7), p.Sample(AT, None)]) == 0.9
-    assert gpus.highest([p.Sample(AT, None)]) is None
+    assert gpu_metrics.highest([p.Sample(AT, 0.5, 0.9), p.Sample(AT, 0.7), p.Sample(AT, None)]) == 0.9
+    assert gpu_metrics.highest([p.Sample(AT, None)]) is None
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from quarterdeck_agent.protocol import Series
-from quarterdeck_console import chart, gpus, views
+from quarterdeck_console import chart, gpu_metrics, gpus, views
 from quarterdeck_console.cli.call import Call, collect, show
 from quarterdeck_console.cli.envelope import plain
 from quarterdeck_console.client import Client
 from quarterdeck_console.errors import NotFound
-from quarterdeck_console.gpus import Device, Metric
+from quarterdeck_console.gpu_metrics import Metric
+from quarterdeck_console.gpus import Device
 
 AT_ONCE = 4
 """Questions to one host at a time."""
@@ -32,7 +33,7 @@ class Past:
 
 def show_history(call: Call, since: datetime, names: Sequence[str], points: int | None) -> int:
     """Ask every host for these gauges of each of its GPUs, and show them."""
-    metrics = [gpus.BY_NAME[name] for name in dict.fromkeys(names)]
+    metrics = [gpu_metrics.BY_NAME[name] for name in dict.fromkeys(names)]
     width = min(WIDEST, call.out.columns)
     wanted = points if call.out.json else 2 * width
 
@@ -74,12 +75,12 @@ def _plain(each: Past) -> dict[str, object]:
 def _draw(call: Call, host: str, each: Past, since: datetime, width: int) -> None:
     """A chart with its title, and the highest and last values in words."""
     gpu, now = each.device.gpu, datetime.now(UTC)
-    samples = gpus.drawn(each.series.samples, each.metric) if each.series is not None else []
-    end = gpus.newest((sample.at for sample in samples[-1:]), now)
+    samples = gpu_metrics.drawn(each.series.samples, each.metric) if each.series is not None else []
+    end = gpu_metrics.newest((sample.at for sample in samples[-1:]), now)
     span = views.span(round((end - since).total_seconds()))
     title = f"{each.metric.title} of {each.device.what} on {host}, last {span}"
     call.out.heading(f"{title}  {gpus.short_name(gpu.name)}")
-    highest = gpus.highest(samples)
+    highest = gpu_metrics.highest(samples)
     if highest is None:
         call.out.line("nothing was measured")
         return

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from quarterdeck_console import fleet, gpus
+from quarterdeck_console.cli import gpu_table
 from quarterdeck_console.cli.call import Call
 from quarterdeck_console.cli.envelope import plain as as_json
 from quarterdeck_console.cli.watching import tell_lost
@@ -74,7 +75,7 @@ class Watch:
         if self._call.out.json:
             self._call.out.event(KIND, type_, as_json(self._plain(device), host))
             return
-        words, key = gpus.in_a_line(device), (host, device.gpu.uuid)
+        words, key = gpu_table.in_a_line(device), (host, device.gpu.uuid)
         if self._shown.get(key) != words:
             self._shown[key] = words
             self._call.out.line(f"{_now()}  {host}  {words}")
@@ -85,7 +86,7 @@ class Watch:
         while True:
             await self._news.wait()
             self._news.clear()
-            self._call.out.table_again(gpus.table(self._seen, datetime.now(UTC)), empty)
+            self._call.out.table_again(gpu_table.table(self._seen, datetime.now(UTC)), empty)
             await asyncio.sleep(REDRAWN)
 
 

@@ -319,6 +319,22 @@ def test_a_late_answer_about_another_span_is_not_shown() -> None:
     drive(story)
 
 
+def test_only_the_last_histories_are_remembered() -> None:
+    many = tuple(gpu("a", index) for index in range(40))
+
+    async def story(d: Driver) -> None:
+        view = await opened(d)
+        for each in many:
+            series = p.Series("gpu.power", each.uuid, "W", (p.Sample(NOW, 1.0),))
+            view._wanted_since[("a", series.name, series.key)] = NOW
+            view.post_message(m.SeriesCame("a", series.name, series.key, NOW, series))
+        await d.until(lambda: ("a", "gpu.power", "GPU-a-39") in view._series, "the last has come")
+        assert len(view._series) == 32
+        assert ("a", "gpu.power", "GPU-a-0") not in {*view._series, *view._wanted_since}
+
+    drive(story, simulation=Simulation({"a": host_status("a", gpus=many)}))
+
+
 def strip(room: int, *known: p.Gpu, facts: tuple[p.GpuFacts, ...] = ()) -> list[str]:
     """The cells of a host's GPUs on the home screen."""
     host = HostState("a", "live", NOW, NOW, status=host_status("a", gpus=known, gpu_facts=facts))

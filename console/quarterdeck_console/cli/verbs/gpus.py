@@ -20,7 +20,7 @@ METRICS = (
     "utilisation", "memory", "temperature", "power", "utilisation_memory", "encoder", "decoder", "fan", "clock",
     "clock_memory", "pcie_sent", "pcie_received",
 )  # fmt: skip
-"""The names of `gpus.BY_NAME`, which is not imported to print a help."""
+"""The names of `gpu_metrics.BY_NAME`, which is not imported to print a help."""
 
 
 @verb(
@@ -117,7 +117,8 @@ def plain(device: Device) -> dict[str, Any]:
 def _print(
     call: Call, names: tuple[str, ...], answers: list[tuple[str, HostStatus]], errors: list[ConsoleError]
 ) -> None:
-    from quarterdeck_console import gpus, state
+    from quarterdeck_console import state
+    from quarterdeck_console.cli import gpu_table
 
     now = datetime.now(UTC)
     seen = state.FleetState.of(names)
@@ -125,7 +126,7 @@ def _print(
         seen = state.snapshot(seen, name, status, now)
     for error in errors:
         seen = state.lost(seen, error.host or "", error.detail, now, error.code)
-    call.out.table(gpus.table(seen, now), NONE)
+    call.out.table(gpu_table.table(seen, now), NONE)
 
 
 NONE = "no host has a GPU that NVML can see; qd doctor says what is missing"

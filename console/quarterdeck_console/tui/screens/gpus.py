@@ -17,8 +17,9 @@ from textual.content import Content
 from textual.timer import Timer
 
 from quarterdeck_agent.protocol import Gpu, Sample
-from quarterdeck_console import chart, gpus
-from quarterdeck_console.gpus import METRICS, SPANS, Device, Metric
+from quarterdeck_console import chart, gpu_metrics, gpus
+from quarterdeck_console.gpu_metrics import METRICS, SPANS, Metric
+from quarterdeck_console.gpus import Device
 from quarterdeck_console.tui import commands, words
 from quarterdeck_console.tui import messages as m
 from quarterdeck_console.tui.context import Context
@@ -40,6 +41,9 @@ MINUTES = 1440
 POINTS = 600
 """Points of a history: more than any chart here has columns of dots."""
 
+
+KEPT = 32
+"""Histories that are remembered: of thousands of GPUs that somebody may walk over, those of the last few."""
 
 SCROLL = 6
 
@@ -162,10 +166,17 @@ class GpusScreen(TargetView):
         if event.since != self._wanted_since.get(key):
             return  # of a span that is not looked at any more
         if event.series is not None:
-            self._series[key] = event.series.samples
+            self._keep(key, event.series.samples)
         elif event.error is not None and not isinstance(self._series.get(key), tuple):
-            self._series[key] = event.error.detail
+            self._keep(key, event.error.detail)
         self._draw()
+
+    def _keep(self, key: tuple[str, str, str], known: tuple[Sample, ...] | str) -> None:
+        self._series.pop(key, None)
+        self._series[key] = known
+        for old in tuple(self._series)[:-KEPT]:
+            for remembered in (self._series, self._asked_at, self._wanted_since):
+                remembered.pop(old, None)
 
     def _draw(self) -> None:
         """The text and the charts of what is under the cursor."""
@@ -192,11 +203,11 @@ class GpusScreen(TargetView):
         known = self._series.get((host, metric.series, gpu.uuid))
         if known is None or isinstance(known, str):
             return words.lines([words.line(title, "bold"), words.line(known or "asking …", Severity.MUTED)])
-        samples = [each for each in gpus.drawn(known, metric) if each.at >= now - length]
-        highest = gpus.highest(samples)
+        samples = [each for each in gpu_metrics.drawn(known, metric) if each.at >= now - length]
+        highest = gpu_metrics.highest(samples)
         told = "" if highest is None else f"  highest {metric.unit(highest)}"
         head = words.joined((title, "bold"), (told, Severity.MUTED))
-        end = gpus.newest((each.at for each in samples[-1:]), now)
+        end = gpu_metrics.newest((each.at for each in samples[-1:]), now)
         size = label.size.width, label.size.height - 1
         drawn = chart.draw(samples, end - length, end, size, metric.top(gpu), metric.unit)
         return words.lines([head, *(_coloured(line) for line in drawn)])
