@@ -22,10 +22,10 @@ from quarterdeck_console.tui import messages as m
 from quarterdeck_console.tui.context import Context
 from quarterdeck_console.tui.widgets.band import Band
 from quarterdeck_console.tui.widgets.eventline import EventLine
-from quarterdeck_console.tui.widgets.filterline import FilterLine
 from quarterdeck_console.tui.widgets.keysline import KeysLine
 from quarterdeck_console.tui.widgets.label import Label
 from quarterdeck_console.tui.widgets.table import Table
+from quarterdeck_console.tui.widgets.typedline import FilterLine
 
 if TYPE_CHECKING:
     from textual.widget import Widget

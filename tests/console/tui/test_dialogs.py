@@ -270,6 +270,23 @@ def test_a_dialog_can_be_used_on_the_smallest_terminal() -> None:
     drive(story, size=(80, 24))
 
 
+@pytest.mark.parametrize("keys", [("j", "j", "D"), ("j", "j", "R")], ids=["deploy", "roll back"])
+def test_the_answers_are_in_sight_however_long_the_plan_is(keys: tuple[str, ...]) -> None:
+    target = Target("gpu-a2", "embed")
+    changes = tuple(p.Change(f"files.{number}.bin", "571081d60685 (4 GiB)", "9b3a0795c74a") for number in range(40))
+    preview = p.Preview("embed", 8, "overlap", "both fit", None, changes, ("start", "switch"), (), "1.2 serves", "qd …")
+    simulation = Simulation(previews={target: preview})
+
+    async def story(d: Driver) -> None:
+        await d.press(*keys)
+        await d.shows("files.0.bin")
+        assert "[ No ]" in d.text
+        assert "--host gpu-a2" in d.text
+
+    protected = fleet_file(HOSTS, protected=("gpu-a2",))
+    drive(story, size=(80, 24), simulation=simulation, fleet=protected)
+
+
 def test_figures_go_on_behind_a_dialog_and_a_lost_host_does_not_close_it() -> None:
     async def story(d: Driver) -> None:
         await opened(d, ("j", "j", "R"), "y roll back")

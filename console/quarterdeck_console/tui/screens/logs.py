@@ -26,12 +26,11 @@ from quarterdeck_console.tui.context import Context
 from quarterdeck_console.tui.filtering import matcher
 from quarterdeck_console.tui.view import View
 from quarterdeck_console.tui.widgets import log_text
-from quarterdeck_console.tui.widgets.filterline import FilterLine
 from quarterdeck_console.tui.widgets.label import Label
 from quarterdeck_console.tui.widgets.log import LogView
 from quarterdeck_console.tui.widgets.log_rows import Row, meaning
-from quarterdeck_console.tui.widgets.log_search import SearchLine
 from quarterdeck_console.tui.widgets.log_sources import Source, Sources
+from quarterdeck_console.tui.widgets.typedline import FilterLine, SearchLine
 from quarterdeck_console.views import Severity, count
 
 TAIL = 1000
@@ -151,8 +150,7 @@ class LogsScreen(View):
         """The lines."""
         return self.query_one(LogView)
 
-    def on_mount(self) -> None:
-        super().on_mount()
+    def begin(self) -> None:
         self.log_view.focus()
         self._ask()
 
