@@ -414,6 +414,7 @@ def check_spec(spec: Spec) -> Spec:
         ("limits.timeout", limits.timeout, 0.1, 86400),
         ("limits.drain", limits.drain, 0, 86400),
         ("limits.hold", limits.hold, 1, 86400),
+        ("limits.release", limits.release, 1, 86400),
     ):
         if not low <= value <= high:
             raise InvalidInput(f"{field} is {value:g}", field=field, hint=f"Use a value from {low:g} to {high:g}.")

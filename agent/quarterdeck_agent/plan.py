@@ -52,9 +52,6 @@ LONGEST_BACKOFF = 60.0
 UNREADY_LIMIT = 60.0
 """A replica that was ready and has not been for this long is replaced."""
 
-MEMORY_RELEASE_LIMIT = 60.0
-"""Seconds that a hold waits for memory to come free once the old replicas are gone."""
-
 SHORT_MEMORY = 0.08
 """Below this share of free memory no revision is kept warm."""
 
@@ -561,7 +558,7 @@ def _give_up(d: WantedDeployment, placing: Placing, seen: Seen, now: float) -> I
     """The end of a rollout that waited for its place until the deadline."""
     if d.holding:
         waited = d.holding_since.age(seen.boot_id, now) if d.holding_since else 0.0
-        limit = d.target.spec.limits.drain + MEMORY_RELEASE_LIMIT
+        limit = d.target.spec.limits.drain + d.target.spec.limits.release
     else:
         waited, limit = _waited(d.target, seen, now), d.target.spec.deadline
     if waited < limit:

@@ -177,7 +177,8 @@ class Limits(Request):
 
     `in_flight` requests are with the replicas at once, `queue` more wait, the next is refused with 429 and
     Retry-After. `timeout` seconds is how long one request may take, `drain` how long a replaced revision may finish
-    what it has, `hold` how long requests may wait during a `hold` handover on top of `timeout`.
+    what it has, `hold` how long requests may wait during a `hold` handover on top of `timeout`, `release` how long that
+    handover waits for the memory of the replaced revision to be really free.
     """
 
     in_flight: int = 256
@@ -185,6 +186,7 @@ class Limits(Request):
     timeout: float = 60.0
     drain: float = 60.0
     hold: float = 300.0
+    release: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,8 @@ def test_memory_that_is_not_released_ends_a_hold_with_its_holder_named_and_the_o
         second = host.push(tmp_path, "2", {"gpus": 1, "vram": "60GiB"}, 58 * GIB)
         host.programs.linger("1", pid, 25 * GIB)
         with Load(host.agent, "toy", threads=2, timeout=150) as load:
-            host.agent.api("PUT", "/v1/deployments/toy", {"version": second, "dwell": 0.2, "limits": {"drain": 1.0}})
+            limits = {"drain": 1.0, "release": 8.0}
+            host.agent.api("PUT", "/v1/deployments/toy", {"version": second, "dwell": 0.2, "limits": limits})
             until(lambda: f"pid {pid}" in summary(host.agent), "the holder is named while it is waited for")
             until(lambda: host.revisions()[0]["failure"], "the rollout is given up", 120)
             host.agent.until_settled("toy", 1)

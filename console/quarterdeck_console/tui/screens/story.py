@@ -119,7 +119,8 @@ def _spec(each: Revision, known: Mapping[str, Version]) -> list[Content]:
         pair(
             "limits",
             f"{limits.in_flight} in flight, {limits.queue} waiting, timeout {views.duration(limits.timeout)}, "
-            f"drain {views.duration(limits.drain)}, hold {views.duration(limits.hold)}",
+            f"drain {views.duration(limits.drain)}, hold {views.duration(limits.hold)}, "
+            f"release {views.duration(limits.release)}",
         ),
         pair("golden", "required" if spec.golden else "skipped"),
     ]
