@@ -102,7 +102,10 @@ def hostile() -> Simulation:
 WAYS: dict[str, tuple[str, ...]] = {
     "fleet": (), "deployment": ("d",), "logs": ("l",), "yaml": ("y",), "json": ("J",), "versions": ("2",),
     "operations": ("3",), "gpus": ("4",), "one gpu": ("4", "v", "z"),
-    "deploy": ("D",), "rollback": ("R",), "scale": ("C",), "restart": ("T",),
+    "deploy": ("D",), "rollback": ("R",), "scale": ("C",), "restart": ("T",), "stop": ("X",),
+    "help": ("question_mark",), "push": ("2", "P", *"[/x]"), "remove a version": ("2", "X"),
+    "a version alone": ("2", "z"),
+    "revisions compared": ("d", "x"), "a revision's version": ("d", "v"),
     "palette": ("colon", *"describe [/x"), "filter": ("slash", *"[/x][@"),
 }  # fmt: skip
 

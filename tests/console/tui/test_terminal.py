@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import pty
@@ -12,15 +13,29 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from quarterdeck_agent import protocol as p
-from tests.console.fake_agent import DEPLOYMENT, OPERATION, STATUS, FakeAgent
+from quarterdeck_console.clean import clean
+from tests.console.fake_agent import (
+    AT,
+    DEPLOYMENT,
+    LINES,
+    OPERATION,
+    REVISION,
+    STATUS,
+    VERSION,
+    FakeAgent,
+    Handler,
+    Reply,
+    Request,
+)
 from tests.console.running import command, environment, fleet_of
 
 HOSTILE = "[/x][@click=app.quit]x[/]\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\u202egnp\n"
@@ -122,37 +137,58 @@ def test_a_signal_leaves_the_terminal_as_it_was(fleet: Path, number: signal.Sign
             assert reset in t.bytes, reset
 
 
-def test_names_made_to_harm_a_terminal_reach_it_as_visible_text(tmp_path: Path) -> None:
+def _evil_host() -> p.HostStatus:
     evil = replace(
         DEPLOYMENT, name=HOSTILE, label=HOSTILE, by=HOSTILE, summary=HOSTILE, state=p.DeploymentState.DEGRADED
     )
-    status = replace(
+    xid = p.XidEvent(AT, 79, HOSTILE, HOSTILE)
+    return replace(
         STATUS, deployments=(evil,), operations=(replace(OPERATION, target=HOSTILE, by=HOSTILE, detail=HOSTILE),),
         parts=(p.Part("nvml", p.PartState.FAILED, STATUS.parts[0].since, detail=HOSTILE),),
-        gpus=(p.Gpu(0, HOSTILE, HOSTILE),), traffic=(),
+        gpus=(p.Gpu(0, HOSTILE, HOSTILE, 80 << 30, 1 << 30, 0.5, why=HOSTILE),), traffic=(),
+        gpu_facts=(p.GpuFacts(HOSTILE, HOSTILE, HOSTILE, xids=(xid,), labels=(HOSTILE,)),),
+        gpu_uses=(p.GpuUse(HOSTILE, (p.GpuProcess(7, 1 << 30, user=HOSTILE, command=HOSTILE),)),),
+        versions=(_EVIL_VERSION,),
     )  # fmt: skip
-    with FakeAgent(tmp_path / "box", status=status) as agent, terminal(fleet_of(tmp_path, agent)) as t:
+
+
+_EVIL_VERSION = replace(VERSION, label=HOSTILE, name=HOSTILE, runtime=HOSTILE, by=HOSTILE, card=f"# {HOSTILE}")
+AROUND = (
+    "y esc J esc d x v esc esc l esc D esc R esc C esc T esc X esc 2 z esc P [/x] esc X esc 3 z esc 4 v z esc 1 "
+    ":logs esc / [/x] enter esc ? esc"
+)
+"""Keys to every screen and dialog, and back."""
+
+
+def test_names_made_to_harm_a_terminal_reach_it_as_visible_text(tmp_path: Path) -> None:
+    status, name = _evil_host(), clean(HOSTILE)
+    failure = p.Failure(AT, HOSTILE, p.FailureReason.EXITED, HOSTILE, last_lines=(HOSTILE,))
+    revision = replace(REVISION, deployment=HOSTILE, why=HOSTILE, by=HOSTILE, handover_why=HOSTILE, failure=failure)
+    detail = p.DeploymentDetail(status.deployments[0], (revision,), _EVIL_VERSION)
+    line = msgspec.json.encode(replace(LINES[0], text=HOSTILE, deployment=HOSTILE)) + b"\n"
+
+    async def said(_request: Request) -> Reply:
+        async def lines() -> AsyncIterator[bytes]:
+            yield line
+            await asyncio.sleep(3600)
+
+        return Reply(stream=lines(), media="application/x-ndjson")
+
+    base = f"GET /v1/deployments/{name}"
+    answers: dict[str, Reply | Handler] = {base: Reply(detail), f"{base}/logs": said}
+    box = FakeAgent(tmp_path / "box", status=status, answers=answers)
+    with box as agent, terminal(fleet_of(tmp_path, agent)) as t:
         t.until(lambda sent: b"[@click=app.quit]x[/]" in sent, "the name is shown as it is written")
-        for keys in (
-            b"y",
-            b"\x1b",
-            b"J",
-            b"\x1b",
-            b"R",
-            b"\x1b",
-            b":logs ",
-            b"\x1b",
-            b"/[/x]\r",
-            b"\x1b",
-            b"?",
-            b"\x1b",
-        ):
-            t.press(keys)
+        for key in AROUND.split():
+            t.press({"esc": b"\x1b", "enter": b"\r"}.get(key, key.encode()))
             for _ in range(6):
                 t.read(0.05)
         assert t.process.poll() is None, "it still runs"
         for wrong in (b"\x1b]52", b"ZXZpbA==\x07", b"\x1b[2J\x9b", "\u202e".encode(), b"\xc2\x9b"):
             assert wrong not in t.bytes, wrong
+        assert agent.asked(base) and agent.asked(f"{base}/logs"), [each.path for each in agent.requests]
+        assert not [each for each in agent.requests if each.method not in ("GET", "PUT", "POST")]
+        assert all(each.query.get("plan") == "true" for each in agent.requests if each.method != "GET")
         t.press(b"\x1b\x1bq")
 
 
