@@ -411,7 +411,8 @@ def _all_missing(
             continue
         taken = claims_seen(d, seen) if taken is None else taken
         ask = ask_of(d, count.revision, asks if body == d.target.body else live_asks)
-        missing = _missing(count, ask, mine, seen, taken)
+        leaving = surplus(counts, seen.of(d.name), seen)
+        missing = _missing(count, ask, [r for r in mine if r not in leaving], seen, taken)
         yield missing
         for number, each in enumerate(missing.placing.places):
             taken = (*taken, *ask.claims(f"{body} {number}", each))
