@@ -66,7 +66,7 @@ def place(ask: Ask, count: int, sight: Sight, claims: Sequence[Claim], prefer: S
     Fits tightly, so that large holes stay; spreads replicas of one body; keeps the devices of one replica together on
     NVLink. The same input gives the same places.
     """
-    if not ask.resources.gpus:
+    if not ask.resources.gpus or not count:
         return Placing(((),) * count)
     if sight.trouble:
         return Placing((), f"{needs(ask.resources)}; {sight.trouble}")

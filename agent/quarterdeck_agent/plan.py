@@ -14,12 +14,13 @@ when it is ready, and only then does the first one go. Without such a place it s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from quarterdeck_agent.drivers.base import Found, Life, Resources
-from quarterdeck_agent.placement import Ask, Claim, Placing, gib, never_fits, obstacle, place, without
+from quarterdeck_agent.placement import Ask, Claim, Place, Placing, gib, never_fits, obstacle, place, without
 from quarterdeck_agent.protocol import FailureReason, GpuHealth, RevisionOutcome
 from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.steps import (
@@ -493,16 +494,48 @@ def warm_on_gpus(d: WantedDeployment, seen: Seen) -> frozenset[str]:
 def kept_places(d: WantedDeployment, live_asks: Resources, seen: Seen) -> tuple[Claim, ...]:
     """The places that other deployments must leave alone: those of live replicas that are gone and will come back.
 
-    They may be waiting for their next start, or have made room for their successor in a hold.
+    They may have just ended, be waiting for their next start, or have made room for their successor in a hold. Where
+    nobody knows any more where they were (the host has booted), it is where they would go now.
     """
     if d.live is None or d.live.spec.stopped or d.removing or not live_asks.gpus:
         return ()
     held = {d.live.body, d.target.body} if d.holding else {d.live.body}
-    running = sum(1 for r in seen.of(d.name) if r.running and r.found.body in held)
-    missing = max(0, d.live.spec.replicas - running)
-    ask = Ask(live_asks, d.name, d.live.body)
-    places = seen.left.get(d.live.body, ())[:missing]
-    return tuple(claim for n, each in enumerate(places) for claim in ask.claims(f"{d.name} {n}, kept", each))
+    mine = seen.of(d.name)
+    missing = max(0, d.live.spec.replicas - sum(1 for r in mine if r.running and r.found.body in held))
+    ended = (r.found.gpus for r in mine if not r.running and r.found.body == d.live.body and r.found.gpus)
+    places = tuple(dict.fromkeys((*ended, *seen.left.get(d.live.body, ()))))[:missing]
+    ask = Ask(live_asks, d.name, d.live.body, tolerant=True)
+    taken = (*seen.claims(d.name), *_kept(ask, places))
+    return _kept(ask, (*places, *place(ask, missing - len(places), seen.sight, taken).places))
+
+
+def _kept(ask: Ask, places: tuple[Place, ...]) -> tuple[Claim, ...]:
+    return tuple(claim for n, each in enumerate(places) for claim in ask.claims(f"{ask.deployment} {n}, kept", each))
+
+
+def kept_for_hold(d: WantedDeployment, asks: Resources, seen: Seen) -> tuple[Claim, ...]:
+    """What a hold's target is going to take beyond what is there of its deployment now: it is made room for."""
+    if not asks.gpus or d.removing:
+        return ()
+    placing = _place_after_hold(d, asks, seen)
+    ask = ask_of(d, d.target, asks)
+    own = [claim for claim in claims_seen(d, seen) if claim.deployment == d.name]
+    kept = []
+    for uuid in dict.fromkeys(uuid for each in placing.places if not placing.refusal for uuid in each):
+        there = sum(claim.size or 0 for claim in own if claim.uuid == uuid and claim.body != d.target.body)
+        more = sum(ask.need for each in placing.places if uuid in each) - there
+        if ask.whole or more > 0:
+            kept.append(Claim(uuid, f"{d.name}, held", d.name, d.target.body, None if ask.whole else more))
+    return tuple(kept)
+
+
+def either(one: tuple[Claim, ...], other: tuple[Claim, ...]) -> tuple[Claim, ...]:
+    """Claims that leave room for whichever of two comes: on each device those that take more."""
+    kept: list[Claim] = []
+    for uuid in dict.fromkeys(claim.uuid for claim in (*one, *other)):
+        groups = ([claim for claim in claims if claim.uuid == uuid] for claims in (one, other))
+        kept.extend(max(groups, key=lambda group: sum(math.inf if c.size is None else c.size for c in group)))
+    return tuple(kept)
 
 
 def _start(d: WantedDeployment, missing: _Missing, seen: Seen, now: float) -> Iterator[Step]:

@@ -18,15 +18,15 @@ from quarterdeck_agent.failpoints import failpoint
 from quarterdeck_agent.observer import Observer
 from quarterdeck_agent.performing import Performer
 from quarterdeck_agent.placement import Claim
-from quarterdeck_agent.plan import ask_of, kept_places, plan, rolling, room_by, warm_on_gpus
+from quarterdeck_agent.plan import ask_of, either, kept_for_hold, kept_places, plan, rolling, room_by, warm_on_gpus
 from quarterdeck_agent.protocol import OperationState
 from quarterdeck_agent.reporting import Reporter
 from quarterdeck_agent.routing import Route
 from quarterdeck_agent.seen import Seen
-from quarterdeck_agent.steps import Start, Step
+from quarterdeck_agent.steps import Hold, Start, Step
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.traffic import routes
-from quarterdeck_agent.wanted import Instant, Wanted, WantedDeployment
+from quarterdeck_agent.wanted import Instant, Wanted, WantedDeployment, WantedRevision
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Reconciler:
             await parts.reporter.publish(wanted, seen)
             return BUSY_TICK
         routed = self._route(wanted, seen, now)
-        kept = {d.name: self._kept(d, seen) for d in wanted.deployments}
+        kept = await self._kept(wanted, seen)
         seen = self._with_promises(kept, seen)
         seen = replace(seen, needed=self._needed(wanted, seen, now))
         for deployment in wanted.deployments:
@@ -142,16 +142,11 @@ class Reconciler:
     async def _take_steps(self, d: WantedDeployment, seen: Seen, now: float) -> None:
         if d.name in self._tasks:
             return
-        reporter = self._parts.reporter
-        asks = reporter.known_asks(d.target)
-        if asks is None:
-            asks = await asyncio.to_thread(reporter.asks, d.target)
-        live_asks = None
-        if d.live is not None and d.live.body != d.target.body:
-            live_asks = reporter.known_asks(d.live) or await asyncio.to_thread(reporter.asks, d.live)
+        asks = await self._asks(d.target)
+        live_asks = await self._asks(d.live) if d.live is not None and d.live.body != d.target.body else None
         steps = plan(d, asks, seen, now, live_asks)
         if steps:
-            self._starting[d.name] = _claims(d, steps, asks, live_asks)
+            self._starting[d.name] = _claims(d, steps, asks, live_asks, seen)
             task = asyncio.create_task(self._perform(d, steps), name=f"steps of {d.name}")
             self._tasks[d.name] = task
 
@@ -175,8 +170,9 @@ class Reconciler:
             self.wake()
 
     def _with_promises(self, kept: dict[str, tuple[Claim, ...]], seen: Seen) -> Seen:
-        """What is seen, with what is about to be claimed."""
-        promised = tuple(claim for claims in {**kept, **self._starting}.values() for claim in claims)
+        """What is seen, with what is about to be claimed: by starts under way, or else as it is kept."""
+        starting = {name: claims for name, claims in self._starting.items() if claims}
+        promised = tuple(claim for claims in {**kept, **starting}.values() for claim in claims)
         return replace(seen, promised=promised) if promised != seen.promised else seen
 
     def _needed(self, wanted: Wanted, seen: Seen, now: float) -> frozenset[str]:
@@ -191,9 +187,22 @@ class Reconciler:
                 needed.update(room_by(d, asks, live_asks, seen, now, others))
         return frozenset(needed)
 
-    def _kept(self, d: WantedDeployment, seen: Seen) -> tuple[Claim, ...]:
-        asks = self._parts.reporter.known_asks(d.live) if d.live is not None else None
-        return () if asks is None else kept_places(d, asks, seen)
+    async def _kept(self, wanted: Wanted, seen: Seen) -> dict[str, tuple[Claim, ...]]:
+        """What each deployment keeps from the others: what serves comes first, then who has held the longest."""
+        kept: dict[str, tuple[Claim, ...]] = {}
+        for d in wanted.deployments:
+            if d.live is not None:
+                kept[d.name] = kept_places(d, await self._asks(d.live), self._with_promises(kept, seen))
+        holding = [d for d in wanted.deployments if d.holding and rolling(d)]
+        for d in sorted(holding, key=lambda d: d.holding_since.seconds if d.holding_since else 0.0):
+            target = kept_for_hold(d, await self._asks(d.target), self._with_promises(kept, seen))
+            kept[d.name] = either(kept.get(d.name, ()), target)
+        return kept
+
+    async def _asks(self, revision: WantedRevision) -> Resources:
+        reporter = self._parts.reporter
+        known = reporter.known_asks(revision)
+        return await asyncio.to_thread(reporter.asks, revision) if known is None else known
 
     # --- the gateway -------------------------------------------------------------------------------------------
 
@@ -253,11 +262,13 @@ class Reconciler:
 
 
 def _claims(
-    d: WantedDeployment, steps: tuple[Step, ...], asks: Resources, live_asks: Resources | None
+    d: WantedDeployment, steps: tuple[Step, ...], asks: Resources, live_asks: Resources | None, seen: Seen
 ) -> tuple[Claim, ...]:
-    """What the replicas that these steps start will claim, before the engine tells of them."""
+    """What the replicas that these steps start, or make room for, will claim, before the engine tells of them."""
     claims: list[Claim] = []
     for step in steps:
+        if isinstance(step, Hold):
+            claims.extend(kept_for_hold(d, asks, seen))
         if isinstance(step, Start):
             theirs = asks if step.revision.body == d.target.body else live_asks or asks
             claims.extend(ask_of(d, step.revision, theirs).claims(step.replica, step.gpus))

@@ -7,23 +7,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from quarterdeck_agent.clock import SystemClock
-from quarterdeck_agent.drivers.base import GatewaySeen, Resources, RoutingResources
+from quarterdeck_agent.drivers.base import GatewaySeen, Life, Resources, RoutingResources
 from quarterdeck_agent.errors import EngineUnresponsive
 from quarterdeck_agent.placement import Sight
 from quarterdeck_agent.protocol import FailureReason, OperationState
 from quarterdeck_agent.reconciler import Parts, Reconciler
-from quarterdeck_agent.seen import Seen
+from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.steps import Promote, Start, Step
-from quarterdeck_agent.store import Store
+from quarterdeck_agent.store import NewRevision, Store
 from quarterdeck_agent.wanted import Instant, WantedDeployment, WantedRevision
-from tests.agent.placement.rack import Card, sight
+from tests.agent.placement.rack import GIB, Card, sight
 from tests.agent.plan.world import seen_replica
-from tests.agent.store.making import at, deploy, failure
+from tests.agent.store.making import at, deploy, failure, new_operation, spec
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Pretended:
     busy: bool = False
     applied: RoutingResources | None = None
     took: str | None = None
-    steps: list[Step] = field(default_factory=list)
+    asked: list[tuple[str, Step]] = field(default_factory=list)
     hangs: asyncio.Event | None = None
     error: Exception | None = None
     alive: int = 0
@@ -43,6 +43,10 @@ class Pretended:
     closed: list[str] = field(default_factory=list)
     claims: Resources = field(default_factory=Resources)
     sight: Sight = field(default_factory=Sight)
+
+    @property
+    def steps(self) -> list[Step]:
+        return [step for _, step in self.asked]
 
     def seen(self) -> Seen:
         boot = SystemClock().boot_id
@@ -78,7 +82,7 @@ class Pretended:
         self.closed.append(operation)
 
     async def perform(self, d: WantedDeployment, step: Step) -> None:
-        self.steps.append(step)
+        self.asked.append((d.name, step))
         try:
             if self.hangs is not None:
                 await self.hangs.wait()
@@ -233,3 +237,79 @@ def test_more_replicas_that_end_again_and_again_end_the_change_as_failed(store: 
     asyncio.run(running(made(store, host), lambda: store.operation(more.id).finished_at))
     ended = store.operation(more.id)
     assert (ended.state, ended.code) == (OperationState.FAILED, "out_of_memory")
+
+
+# --- places on GPUs that others must leave alone ---------------------------------------------------------------------
+
+
+def serves(store: Store, name: str) -> None:
+    number = deploy(store, "one", name=name).revision
+    assert number is not None and store.promote(name, number, at())
+    store.set_image(name, number, "")
+
+
+def rolls_out(store: Store, name: str, handover: Literal["overlap", "hold"] = "overlap") -> None:
+    number = store.propose(NewRevision(name, spec(), "two", handover), new_operation(target=name))[0].revision
+    assert number is not None
+    store.set_image(name, number, "")
+
+
+def on_gpu(name: str, index: int = 0, *, vram: int | None = None, **changes: object) -> SeenReplica:
+    """The live replica of a deployment, with a whole GPU or with so many GiB of it."""
+    replica = seen_replica(f"{name}-1-0", "one")
+    size = None if vram is None else vram * GIB
+    there = replace(replica.found, deployment=name, gpus=(f"gpu-{index}",), vram=size, exclusive=vram is None)
+    return replace(replica, found=replace(there, **changes))  # type: ignore[arg-type]
+
+
+def taken(store: Store, host: Pretended) -> list[tuple[str, str]]:
+    """The steps that the loop takes while the first ones do not come back: their kinds, and of which deployment."""
+    host.hangs = asyncio.Event()
+    asyncio.run(running(made(store, host), lambda: host.alive > 20))
+    return sorted((type(step).__name__, name) for name, step in host.asked)
+
+
+def test_nobody_takes_the_place_of_a_live_replica_that_is_being_buried(store: Store) -> None:
+    serves(store, "one")
+    deploy(store, "one", name="two")
+    store.set_image("two", 1, "")
+    ended = on_gpu("one", life=Life.EXITED, exit_code=1)
+    host = Pretended(replicas=(ended,), claims=Resources(gpus=1), sight=sight(Card()))
+    assert taken(store, host) == [("Bury", "one")]
+
+
+def test_after_a_boot_a_rollout_does_not_take_what_another_live_revision_comes_back_to(store: Store) -> None:
+    for name in ("one", "two"):
+        serves(store, name)
+    rolls_out(store, "one")
+    host = Pretended(claims=Resources(gpus=1), sight=sight(Card(), Card()))
+    assert taken(store, host) == [("Start", "one"), ("Start", "two")]
+    assert sorted(step.revision.number for step in host.steps if isinstance(step, Start)) == [1, 1]
+
+
+def test_two_deployments_do_not_hold_for_the_same_room(store: Store) -> None:
+    for name in ("one", "two"):
+        serves(store, name)
+        rolls_out(store, name, "hold")
+    seen = sight(Card(held=(("one-1-0", 30), ("two-1-0", 30))))
+    host = Pretended(
+        replicas=(on_gpu("one", vram=30), on_gpu("two", vram=30)),
+        claims=Resources(gpus=1, vram=50 * GIB),
+        sight=seen,
+    )
+    assert taken(store, host) == [("Hold", "one")]
+
+
+def test_nobody_takes_the_room_that_a_hold_makes(store: Store) -> None:
+    serves(store, "one")
+    rolls_out(store, "one", "hold")
+    store.set_holding("one", Instant(SystemClock().boot_id, SystemClock().now()))
+    old = on_gpu("one", vram=30, body="zero")
+    deploy(store, "one", name="two")
+    store.set_image("two", 1, "")
+    host = Pretended(
+        replicas=(replace(old, routed=False),),
+        claims=Resources(gpus=1, vram=50 * GIB),
+        sight=sight(Card(held=(("one-1-0", 30),))),
+    )
+    assert taken(store, host) == [("Stop", "one")]
