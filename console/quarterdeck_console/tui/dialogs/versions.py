@@ -66,7 +66,7 @@ class PushDialog(SureDialog[Push]):
             return error.detail
         return Push(hosts, folder, pickle == "yes")
 
-    def hosts(self, chosen: Push) -> tuple[str, ...]:
+    def hosts_of(self, chosen: Push) -> tuple[str, ...]:
         return chosen.hosts
 
     def command(self, chosen: Push) -> str:
@@ -95,7 +95,7 @@ class RemoveDialog(SureDialog[tuple[Removal, ...]]):
 
     def question(self) -> str:
         labels = ", ".join(dict.fromkeys(each.label for each in self._removals))
-        return f"Remove {labels} from {', '.join(self.hosts(self._removals))}"
+        return f"Remove {labels} from {', '.join(self.hosts_of(self._removals))}"
 
     def told(self) -> Content:
         return words.line("its files go where no other version has them; a host refuses while a revision needs it")
@@ -103,7 +103,7 @@ class RemoveDialog(SureDialog[tuple[Removal, ...]]):
     def chosen(self) -> tuple[Removal, ...] | str:
         return self._removals
 
-    def hosts(self, chosen: tuple[Removal, ...]) -> tuple[str, ...]:
+    def hosts_of(self, chosen: tuple[Removal, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(each.host for each in chosen))
 
     def command(self, chosen: tuple[Removal, ...]) -> str:
