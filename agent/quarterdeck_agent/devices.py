@@ -72,7 +72,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device as placing sees it. `free` is what it has to give, `None` where NVML does not tell."""
+    """One device as placing sees it. `free` is what it has to give, `None` where NVML does not tell.
+
+    `untold` are bytes of processes that are nobody's here and whose share the driver does not tell.
+    """
 
     gpu: Gpu
     name: str
@@ -80,6 +83,7 @@ class Device:
     claims: tuple[Claim, ...]
     processes: tuple[GpuProcess, ...]
     unowned: int
+    untold: int
     leaked: int
     labels: frozenset[str]
     ailing: Gpu | None
@@ -108,6 +112,7 @@ def devices_in(sight: Sight, claims: Sequence[Claim]) -> list[Device]:
         mine = tuple(claim for claim in claims if claim.uuid == gpu.uuid)
         use = uses.get(gpu.uuid)
         free = really_free(gpu)
+        unowned, untold = _unowned(gpu, use)
         devices.append(
             Device(
                 gpu=gpu,
@@ -115,7 +120,8 @@ def devices_in(sight: Sight, claims: Sequence[Claim]) -> list[Device]:
                 free=None if free is None else free - _promised(mine, use, gpu),
                 claims=mine,
                 processes=use.processes if use else (),
-                unowned=_unowned(gpu, use),
+                unowned=unowned,
+                untold=untold,
                 leaked=(use.unexplained or 0) if use else 0,
                 labels=labels.get(gpu.uuid, frozenset()) | labels.get(gpu.parent or "", frozenset()),
                 ailing=next((g for g in (gpu, parent) if g and g.health in (GpuHealth.SICK, GpuHealth.LOST)), None),
@@ -171,17 +177,22 @@ def _held(use: GpuUse | None) -> dict[str, int]:
     return held
 
 
-def _unowned(gpu: Gpu, use: GpuUse | None) -> int:
-    """Bytes in use at this moment that no process accounts for: leaked, or about to come free.
+def _unowned(gpu: Gpu, use: GpuUse | None) -> tuple[int, int]:
+    """Bytes in use at this moment that no process accounts for (leaked, or about to come free), and those of strangers
+    that do not tell theirs.
 
     A process leaves the list a little before its memory is free: what was told of leaks comes too late to start on.
     """
     free = really_free(gpu)
     processes = use.processes if use else ()
-    if free is None or gpu.memory_total is None or any(p.memory is None for p in processes):
-        return (use.unexplained or 0) if use else 0
+    if free is None or gpu.memory_total is None:
+        return (use.unexplained or 0) if use else 0, 0
     own = gpu.memory_reserved if gpu.memory_reserved is not None else int(gpu.memory_total * OWN_SHARE)
-    return max(0, gpu.memory_total - free - own - sum(p.memory or 0 for p in processes))
+    rest = max(0, gpu.memory_total - free - own - sum(p.memory or 0 for p in processes))
+    if all(p.memory is not None for p in processes):
+        return rest, 0
+    strangers = any(p.memory is None and p.replica is None for p in processes)
+    return (use.unexplained or 0) if use else 0, rest if strangers else 0
 
 
 def matches(device: Device, asks: Resources) -> bool:

@@ -22,7 +22,7 @@ from quarterdeck_agent.devices import (
     really_free,
 )
 from quarterdeck_agent.drivers.base import Resources
-from quarterdeck_agent.protocol import Gpu, GpuHealth, GpuUse
+from quarterdeck_agent.protocol import Gpu, GpuHealth, GpuProcess, GpuUse
 from quarterdeck_agent.room import NOTICEABLE, gib, needs, obstacle_on, slots_on, who
 
 __all__ = [
@@ -242,7 +242,7 @@ def _counted(names: Iterable[str]) -> str:
 def never_fits(asks: Resources, replicas: int, sight: Sight) -> str | None:
     """Why the replicas could not all be placed even if every device were empty and well; `None` when they could.
 
-    Nothing is judged while NVML cannot be trusted, nor of a device that is lost: it may come back.
+    Nothing is judged while NVML cannot be trusted, nor of a device that is lost or does not answer: it may come back.
     """
     if not asks.gpus or sight.trouble:
         return None
@@ -266,7 +266,8 @@ def never_fits(asks: Resources, replicas: int, sight: Sight) -> str | None:
 def _slots_at_best(gpu: Gpu, ask: Ask, replicas: int) -> int:
     best = at_best(gpu)
     if best is None:
-        return replicas if gpu.health is GpuHealth.LOST and not ask.whole else int(ask.resources.vram is None)
+        silent = gpu.health is not GpuHealth.OK  # it tells its memory when it is well
+        return (1 if ask.whole else replicas) if silent else int(ask.resources.vram is None)
     if best < (ask.resources.vram or 0):
         return 0
     return 1 if ask.whole else best // ask.need
@@ -275,7 +276,7 @@ def _slots_at_best(gpu: Gpu, ask: Ask, replicas: int) -> int:
 def without(sight: Sight, claims: Sequence[Claim], gone: Collection[str]) -> tuple[Sight, tuple[Claim, ...]]:
     """The same devices as they would be without these replicas: their claims void and their memory free.
 
-    One whose memory is not attributed to it is taken to hold what is not known to be another replica's.
+    One whose memory cannot be attributed to it is taken to hold that of all processes that nobody knows.
     """
     touched = {claim.uuid for claim in claims if claim.replica in gone}
     uses = {use.uuid: use for use in sight.uses}
@@ -295,16 +296,22 @@ def without(sight: Sight, claims: Sequence[Claim], gone: Collection[str]) -> tup
 def _emptied(gpu: Gpu, use: GpuUse | None, gone: Collection[str], owners: set[str]) -> tuple[Gpu, GpuUse]:
     processes = use.processes if use else ()
     stays = tuple(p for p in processes if p.replica not in gone)
-    told = {p.replica for p in processes if p.memory is not None}
     unexplained = use.unexplained if use else None
     free, best = really_free(gpu), at_best(gpu)
     if free is None or best is None:
         return gpu, GpuUse(gpu.uuid, stays, unexplained)
-    if owners <= told:
+    told = {p.replica for p in processes if p.memory is not None}
+    if owners <= told or (use is not None and all(map(_known, processes))):
         free += sum(p.memory or 0 for p in processes if p.replica in gone)
     else:
-        stays, unexplained = tuple(p for p in stays if p.replica is not None), 0
+        stays, unexplained = tuple(filter(_known, stays)), 0
         free = best - sum(p.memory or 0 for p in stays)
     free = min(free, best)
     emptied = replace(gpu, memory_free=free, memory_used=(gpu.memory_total or 0) - free - (gpu.memory_reserved or 0))
     return emptied, GpuUse(gpu.uuid, stays, unexplained)
+
+
+def _known(process: GpuProcess) -> bool:
+    """Whether it is known whose process this is, and what it holds. One in another pid namespace is nobody's."""
+    named = process.replica is not None or process.user is not None or process.command is not None
+    return named and process.memory is not None

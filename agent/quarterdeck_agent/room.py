@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quarterdeck_agent.devices import Ask, Device
+from quarterdeck_agent.devices import OWN_SHARE, Ask, Device
 from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.protocol import GpuProcess
 
@@ -47,10 +47,17 @@ def obstacle_on(device: Device, ask: Ask) -> Obstacle | None:
         return None
     if device.free is None:
         return Obstacle(f"{device.name} does not tell its memory", (1, 1))
-    if device.free >= ask.need:
+    if device.free + _drift(device, ask) >= ask.need:
         return None
     free = max(0, device.free)
     return Obstacle(f"{device.name} has {gib(free)} free{because(device)}", (3, free), held=True)
+
+
+def _drift(device: Device, ask: Ask) -> int:
+    """How much less than its measured peak does for one that takes whatever it finds: new drivers keep more or less."""
+    if ask.resources.vram is not None or device.unowned >= LEAK:
+        return 0
+    return int((device.gpu.memory_total or 0) * OWN_SHARE)
 
 
 def _not_empty(device: Device, ask: Ask) -> Obstacle | None:
@@ -59,6 +66,7 @@ def _not_empty(device: Device, ask: Ask) -> Obstacle | None:
         owners = " and ".join(sorted({claim.deployment for claim in device.claims}))
         return Obstacle(f"{device.name} is shared by {owners}", (1, 2))
     large = sum(p.memory or 0 for p in device.processes if (p.memory or 0) >= NOTICEABLE)
+    large += device.untold if device.untold >= NOTICEABLE else 0
     unowned = device.unowned - (device.leaked if ask.tolerant else 0)
     unowned = unowned if unowned >= LEAK else 0
     if large + unowned == 0:

@@ -99,6 +99,19 @@ def test_a_claim_on_the_whole_gpu_wants_it_empty(more: dict[str, object]) -> Non
     assert "gpu0 is not empty: 2 GiB held by no process" in place(wish, 1, sight(Card(leaked=2)), ()).refusal
 
 
+def test_a_stranger_that_does_not_tell_its_memory_is_in_the_way_of_a_whole_gpu_while_memory_is_in_use() -> None:
+    def silent(size: float) -> Sight:
+        seen = sight(Card(held=((None, size),)))
+        return replace(seen, uses=(GpuUse("gpu-0", (GpuProcess(4711, None, user="alice", command="python"),), None),))
+
+    assert "memory held by unmanaged pid 4711 (alice, python)" in place(ask(), 1, silent(60), ()).refusal
+    assert place(ask(), 1, silent(0.1), ()).places
+
+
+def test_a_revision_that_takes_all_it_finds_comes_back_though_a_new_driver_keeps_a_little_more() -> None:
+    assert place(ask(tolerant=True, peak=80 * GIB), 1, sight(Card(leaked=0.3)), ()).places
+
+
 def test_a_desktop_and_a_few_megabytes_are_not_in_the_way_of_a_whole_gpu() -> None:
     assert place(ask(), 1, sight(Card(held=((None, 0.1),), leaked=0.2)), ()).places == (("gpu-0",),)
 
@@ -241,10 +254,13 @@ def test_a_host_without_gpus_never_fits_and_a_blind_one_is_not_judged() -> None:
     assert never_fits(asks(1), 1, Sight(trouble="NVML hangs")) is None
 
 
-def test_a_lost_gpu_may_come_back() -> None:
-    lost = Sight((Gpu(0, "gpu-0", "x", health=GpuHealth.LOST),))
-    assert never_fits(asks(40), 1, lost) is None
-    assert never_fits(asks(), 1, lost) is None
+@pytest.mark.parametrize("health", [GpuHealth.LOST, GpuHealth.DEGRADED])
+def test_a_gpu_that_is_lost_or_silent_may_come_back(health: GpuHealth) -> None:
+    gone = Sight((Gpu(0, "gpu-0", "x", health=health),))
+    assert never_fits(asks(40), 1, gone) is None
+    assert never_fits(asks(), 1, gone) is None
+    assert never_fits(asks(40, exclusive=True), 1, gone) is None
+    assert never_fits(asks(40, exclusive=True), 2, gone) is not None
 
 
 # --- without somebody ----------------------------------------------------------------------------------------------
@@ -259,10 +275,20 @@ def test_without_a_replica_its_claim_and_its_memory_are_free() -> None:
     assert not place(ask(51), 1, after, claims).places
 
 
-def test_a_replica_whose_memory_is_not_attributed_is_taken_to_hold_what_nobody_else_of_ours_does() -> None:
+def test_a_replica_whose_memory_is_not_attributed_is_taken_to_hold_what_nobody_knows() -> None:
     seen = sight(Card(held=((None, 60), ("other-1-0", 10))))
+    (use,) = seen.uses
+    hidden = tuple(replace(p, user=None, command=None) if p.replica is None else p for p in use.processes)
+    seen = replace(seen, uses=(replace(use, processes=hidden),))
     after, claims = without(seen, (claim(0, 50, "mine-1-0", "old"),), {"mine-1-0"})
     assert place(ask(70), 1, after, claims).places == (("gpu-0",),)
+
+
+def test_a_replica_that_holds_nothing_does_not_free_what_a_stranger_holds() -> None:
+    seen = sight(Card(held=((None, 60),)))
+    after, claims = without(seen, (claim(0, 15, "mine-1-0", "old"),), {"mine-1-0"})
+    assert place(ask(20), 1, after, claims).places == (("gpu-0",),)
+    assert not place(ask(30), 1, after, claims).places
 
 
 def test_claims_are_read_from_the_replicas_that_run() -> None:
