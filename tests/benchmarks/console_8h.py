@@ -29,7 +29,9 @@ ROOT = Path(__file__).parents[2]
 HOSTS, GPUS, DEPLOYMENTS = 12, 8, 4
 HOURS, HOUR = 8, 3600
 WARM = 2
-"""Hours until what is bounded is full: sparklines, operations, caches."""
+"""Hours until what is bounded is full: sparklines, logs, caches."""
+KEPT = 200
+"""Operations of each host at the start: as many as the console keeps."""
 LINES = 20
 """Log lines a second while logs are followed, which is a quarter of each hour."""
 PATIENCE = 900.0
@@ -67,10 +69,12 @@ async def _live(hours: int) -> list[int]:
     simulation = Simulation(large(HOSTS, GPUS, DEPLOYMENTS))
     found = []
     async with driven(simulation, size=(160, 50), preferences=Preferences(refresh=0.1)) as d:
+        for number in range(HOSTS * KEPT):
+            _change(simulation, number * 60 + 1, "old")
         for hour in range(hours):
             await _hour(d, hour)
             simulation.asked.clear()
-            look()  # as the console does it by itself about twice a minute, where it has a terminal
+            look()
             found.append(_resident())
             print(f"hour {hour + 1}: {found[-1] / 2**20:.1f} MiB", file=sys.stderr, flush=True)
     return found
@@ -100,22 +104,26 @@ async def _hour(d: Driver, hour: int) -> None:
 
 async def _pass(simulation: Simulation, hour: int, since: int, until: int, lines: int = 0) -> None:
     """These seconds of the hour, as fast as the console takes them."""
+    from quarterdeck_console.tui.garbage import look
+
     for second in range(since, until):
         simulation.tick()
         if second % 60 == 0:
             _change(simulation, hour * HOUR + second)
+        if second % 300 == 0:
+            look()  # as the console does it by itself, and more often, where it has a terminal
         for number in range(lines):
             _log(simulation, f"INFO request {hour}-{second}-{number} took {second % 700 / 100:.2f} ms status=200")
         while simulation.events_queue.qsize() or simulation.log_queue.qsize() > 10 * lines:  # noqa: ASYNC110 - emptied
             await asyncio.sleep(0)
 
 
-def _change(simulation: Simulation, number: int) -> None:
+def _change(simulation: Simulation, number: int, kind: str = "op") -> None:
     """Somebody deploys: an operation without end of numbers, and each ten minutes a version."""
     from tests.console.simulation import operation, version
 
     host = f"gpu-{number // 60 % HOSTS:04d}"
-    made = operation("deploy", f"model-{number % DEPLOYMENTS}", f"op-{number}", at=simulation.at)
+    made = operation("deploy", f"model-{number % DEPLOYMENTS}", f"{kind}-{number}", at=simulation.at)
     simulation.delta(host, "operation", made.id, made)
     if number % 600 == 0:
         added = version(f"model-0:{number}", created_at=simulation.at)
