@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from textual.widgets import Input
+
 from quarterdeck_agent.protocol import LogLine
 from quarterdeck_console.preferences import Preferences
 from quarterdeck_console.tui.messages import LogEntry, Target
@@ -67,6 +69,8 @@ async def take(scene: Scene) -> str:
         if scene.ready:
             await d.shows(scene.ready)
         await d.until(lambda: d.app.session.fleet is d.view.fleet, "the newest is shown")
+        for line in d.app.screen.query(Input):
+            line.cursor_blink = False  # a busy machine would take the picture at another phase
         await d.pilot.pause(0.7)
         return d.app.export_screenshot(title="Quarterdeck, a simulated fleet")
 
