@@ -472,6 +472,8 @@ def room_by(
 ) -> tuple[str, ...]:
     """The deployments whose warm replicas, by name, make room for what this one waits for; one if one is enough."""
     choices = [(name,) for name in sorted(warm)] + ([tuple(sorted(warm))] if len(warm) > 1 else [])
+    if _may_begin_hold(d, seen) and (names := _room_to_hold(d, asks, seen, warm, choices)):
+        return names
     for missing in _all_missing(d, counts_wanted(d, seen, now), asks, live_asks or asks, seen):
         if not missing.placing.refusal or not is_staged(missing.count.revision, seen):
             continue
@@ -480,6 +482,19 @@ def room_by(
             sight, claims = without(seen.sight, claims_seen(d, seen), gone)
             if len(place(missing.ask, missing.rest, sight, claims).places) > len(missing.placing.places):
                 return names
+    return ()
+
+
+def _room_to_hold(
+    d: WantedDeployment, asks: Resources, seen: Seen, warm: Mapping[str, frozenset[str]], choices: list[tuple[str, ...]]
+) -> tuple[str, ...]:
+    """The same for a hold that would not make room by itself."""
+    if not _place_after_hold(d, asks, seen).refusal:
+        return ()
+    for names in choices:
+        gone = frozenset[str]().union(*(warm[name] for name in names))
+        if not _place_after_hold(d, asks, seen, gone).refusal:
+            return names
     return ()
 
 
@@ -549,7 +564,9 @@ def _start(d: WantedDeployment, missing: _Missing, seen: Seen, now: float) -> It
             yield Stage(revision)  # a rollout's own staging is a step of its own
         return
     if _holds_for(d, revision):
-        if any(r.found.body != revision.body for r in mine):
+        if old := [r.found.id for r in mine if r.found.body != revision.body]:
+            if _held_for(d, seen, now) >= d.target.spec.limits.drain + STOP_GRACE:
+                yield from _give_up(d, Placing((), f"{' and '.join(old)} cannot be ended", held=True), seen, now)
             return
         if (lacking := lacking_memory(missing.ask.resources, seen)) is not None:
             yield from _give_up(d, Placing((), lacking, held=True), seen, now)
@@ -591,10 +608,11 @@ def _without_place(d: WantedDeployment, missing: _Missing, seen: Seen, now: floa
 def _give_up(d: WantedDeployment, placing: Placing, seen: Seen, now: float) -> Iterator[Step]:
     """The end of a rollout that waited for its place until the deadline."""
     if d.holding:
-        waited = d.holding_since.age(seen.boot_id, now) if d.holding_since else 0.0
+        waited = _held_for(d, seen, now)
         limit = d.target.spec.limits.drain + d.target.spec.limits.release
     else:
-        waited, limit = _waited(d.target, seen, now), d.target.spec.deadline
+        waited = _waited(d.target.created, d.target, seen, now)
+        limit = d.target.spec.deadline
     if waited < limit:
         return
     message = f"{placing.refusal} (waited {waited:.0f} s)"
@@ -604,11 +622,15 @@ def _give_up(d: WantedDeployment, placing: Placing, seen: Seen, now: float) -> I
         yield Fail(d.target, "start", FailureReason.NO_GPU, message)
 
 
-def _waited(target: WantedRevision, seen: Seen, now: float) -> float:
-    """Seconds since a rollout could have started its replicas: since it was asked for, and was staged."""
-    asked = target.created.age(seen.boot_id, now)
-    staged = seen.staged_since.get(target.spec.version)
-    return asked if staged is None else min(asked, now - staged)
+def _held_for(d: WantedDeployment, seen: Seen, now: float) -> float:
+    """Seconds for which requests have been held, as far as this agent could do something about it."""
+    return 0.0 if d.holding_since is None else _waited(d.holding_since, d.target, seen, now)
+
+
+def _waited(since: Instant, target: WantedRevision, seen: Seen, now: float) -> float:
+    """Seconds since then, or since this agent has the target's files: before that it could start nothing."""
+    age, staged = since.age(seen.boot_id, now), seen.staged_since.get(target.spec.version)
+    return age if staged is None else min(age, now - staged)
 
 
 def _begin_hold(d: WantedDeployment, asks: Resources, seen: Seen, now: float) -> Iterator[Step]:
@@ -620,10 +642,17 @@ def _begin_hold(d: WantedDeployment, asks: Resources, seen: Seen, now: float) ->
         yield Hold(d.target)
 
 
-def _place_after_hold(d: WantedDeployment, asks: Resources, seen: Seen) -> Placing:
-    """Where the target's replicas would go once all others of the deployment are gone."""
+def _may_begin_hold(d: WantedDeployment, seen: Seen) -> bool:
+    """Whether nothing but room is missing for a hold."""
+    return rolling(d) and _waits_for_hold(d) and is_staged(d.target, seen) and not d.target.spec.stopped
+
+
+def _place_after_hold(
+    d: WantedDeployment, asks: Resources, seen: Seen, others: frozenset[str] = frozenset()
+) -> Placing:
+    """Where the target's replicas would go once all others of the deployment are gone, and these `others`."""
     mine = seen.of(d.name)
-    gone = {r.found.id for r in mine if r.found.body != d.target.body}
+    gone = others.union(r.found.id for r in mine if r.found.body != d.target.body)
     running = sum(1 for r in mine if r.found.body == d.target.body and r.running)
     sight, claims = without(seen.sight, claims_seen(d, seen), gone)
     return place(ask_of(d, d.target, asks), max(0, d.target.spec.replicas - running), sight, claims)
@@ -633,7 +662,7 @@ def waits_for(d: WantedDeployment, asks: Resources, live_asks: Resources | None,
     """What keeps a deployment's replicas from being started, in words; empty when nothing does."""
     if d.removing:
         return ""
-    if rolling(d) and _waits_for_hold(d) and is_staged(d.target, seen) and not d.target.spec.stopped:
+    if _may_begin_hold(d, seen):
         return _place_after_hold(d, asks, seen).refusal
     for missing in _all_missing(d, counts_wanted(d, seen, now), asks, live_asks or asks, seen):
         revision = missing.count.revision

@@ -252,6 +252,35 @@ def test_a_hold_that_never_could_begin_fails_at_the_deadline_and_the_old_served_
     assert "Hold" not in world.names() and world.running("body-1") == 1 and None not in world.served
 
 
+def test_a_hold_whose_old_replicas_cannot_be_ended_is_given_up_and_they_serve_on() -> None:
+    world = deploying(on_gpus(serving(), sizes=(50,)), revision(2, handover="hold"))
+    for _ in range(400):
+        for step in world.steps():
+            if not isinstance(step, Stop):
+                world.perform(step)
+        world.turn(0.5)
+    failed = failure(world)
+    assert (failed.reason, failed.step) == (FailureReason.MEMORY_NOT_FREE, "memory")
+    assert failed.message.startswith("m-1-0 cannot be ended (waited ")
+    assert world.d.target.number == 1 and not world.d.holding and world.served[-1] == 1
+
+
+def test_a_hold_is_not_given_up_for_the_time_in_which_the_agent_was_away() -> None:
+    world = deploying(on_gpus(serving(), sizes=(50,)), revision(2, handover="hold"))
+    until_held(world)
+    world.replicas.clear()
+    world.now += 3600.0
+    world.trouble = "the GPUs have not been looked at yet"
+    began = {"v-2": world.now}
+    assert plan(world.d, SHARED, replace(world.seen(), staged_since=began), world.now) == ()
+    world.trouble = ""
+    (start,) = plan(world.d, SHARED, replace(world.seen(), staged_since=began), world.now)
+    assert isinstance(start, Start) and start.revision.number == 2
+    world.strangers["a"] = 30 * GIB
+    (failed,) = plan(world.d, SHARED, replace(world.seen(), staged_since=began), world.now + 130.0)
+    assert isinstance(failed, Fail) and "(waited 130 s)" in failed.message
+
+
 # --- who goes first --------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +346,19 @@ def test_the_warm_revision_of_another_deployment_goes_when_its_memory_is_needed(
     assert room_by(other, Resources(gpus=1, vram=60 * GIB), None, seen, world.now, warm) == (), "not enough either"
     cooled = plan(world.d, SHARED, replace(seen, needed=frozenset({"m"})), world.now)
     assert [step.why for step in cooled if isinstance(step, Cool)] == ["another deployment needs its GPU memory"]
+
+
+def test_the_warm_revision_of_another_deployment_goes_where_a_hold_could_begin_without_it() -> None:
+    world = on_gpus(serving(), Resources(gpus=1, vram=60 * GIB), live_asks=SHARED)
+    world = deploying(world, revision(2, image="", handover="hold"))
+    world.staged.add("v-2")
+    mine = world.replicas["m-1-0"]
+    warm = replace(mine, found=replace(mine.found, id="n-1-0", deployment="n", body="warm", vram=30 * GIB))
+    world.replicas["n-1-0"] = warm
+    seen = world.seen()
+    assert world.steps() == (), "no hold begins that would not make room"
+    assert room_by(world.d, world.asks, SHARED, seen, world.now, {"n": frozenset({"n-1-0"})}) == ("n",)
+    assert room_by(world.d, SHARED, SHARED, seen, world.now, {"n": frozenset({"n-1-0"})}) == ()
 
 
 def test_a_replica_made_for_a_gpu_that_is_taken_now_gives_way_to_one_elsewhere() -> None:
