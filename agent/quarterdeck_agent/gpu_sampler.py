@@ -94,15 +94,17 @@ class GpuSources:
 
 
 class GpuSampler:
-    """Reads every `interval` seconds until cancelled."""
+    """Reads every `interval` seconds until cancelled; `had_gpus` tells that this host had some before."""
 
-    def __init__(self, board: Board, sources: GpuSources, clock: Clock, *, interval: float = 1.0) -> None:
+    def __init__(
+        self, board: Board, sources: GpuSources, clock: Clock, *, interval: float = 1.0, had_gpus: bool = False
+    ) -> None:
         self._board, self._sources, self._clock, self._interval = board, sources, clock, interval
         self._peaks = Peaks(sources.keep, clock)
         self._lost: dict[str, deque[int | None]] = {}
         self._memory: dict[str, int | None] = {}
         self._failing: str | None = None
-        self._was_there = False
+        self._was_there = had_gpus
 
     def memory(self) -> Mapping[str, int | None]:
         """Replica id → bytes on all its GPUs together, as last read. A replica without GPUs is not in it."""

@@ -143,7 +143,7 @@ class Host:
     def __init__(self, settings: Settings, prepared: Prepared, version: str, notifier: Notifier) -> None:
         self._settings, self._prepared, self._version, self._notifier = settings, prepared, version, notifier
         self._clock = SystemClock()
-        self._had_gpus = False
+        self._had_gpus = False  # a driver that is not loaded yet after a boot does not make it a host without GPUs
         self._examining_gpus = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self.gateway = make_gateway(settings)
@@ -151,6 +151,7 @@ class Host:
     async def __aenter__(self) -> Host:
         settings, clock = self._settings, self._clock
         self.store = await asyncio.to_thread(Store.open, settings.store_path, settings.data_folder / "backups", clock)
+        self._had_gpus = bool(await asyncio.to_thread(self.store.gpu_memories))
         self.blobs = await asyncio.to_thread(Blobs, settings.data_folder, reserve=settings.min_free)
         self.logs = LogStore(settings.data_folder / "logs", clock, cap=settings.log_deployment_size)
         self.catalogue = load_catalogue(RUNTIMES, settings.data_folder / "runtimes")
@@ -255,7 +256,8 @@ class Host:
             judge=GpuRecords(self.store, load_xids(), self._clock, load_id),
             labels=dict(self._settings.gpu_labels),
         )
-        return GpuSampler(self.board, sources, self._clock, interval=self._settings.sample_interval)
+        interval = self._settings.sample_interval
+        return GpuSampler(self.board, sources, self._clock, interval=interval, had_gpus=self._had_gpus)
 
     def _sampler(self) -> Sampler:
         sources = Sources(

@@ -129,11 +129,17 @@ class Observer:
         )
 
     def _ailing(self, sight: Sight) -> frozenset[str]:
-        """The devices that replicas are to leave. Nothing is to be left on the word of a driver in trouble."""
-        if sight.trouble:
+        """The devices that replicas are to leave. Nothing is to be left on the word of a driver in trouble.
+
+        A device that NVML does not name is as lost as one that it calls lost: when the agent starts, a GPU that is
+        silent has no name yet.
+        """
+        if sight.trouble or not sight.gpus:
             return frozenset()
         now = self._clock.now()
-        self._lost = {g.uuid: self._lost.get(g.uuid, now) for g in sight.gpus if g.health is GpuHealth.LOST}
+        held = {uuid for each in self._replicas.values() if each.running for uuid in each.found.gpus}
+        lost = {g.uuid for g in sight.gpus if g.health is GpuHealth.LOST} | (held - {g.uuid for g in sight.gpus})
+        self._lost = {uuid: self._lost.get(uuid, now) for uuid in lost}
         sick = {gpu.uuid for gpu in sight.gpus if gpu.health is GpuHealth.SICK}
         return frozenset(sick | {uuid for uuid, since in self._lost.items() if now - since >= LOST_FOR})
 

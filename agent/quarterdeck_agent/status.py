@@ -141,7 +141,7 @@ def _ailing(d: WantedDeployment, live: WantedRevision, seen: Seen) -> str:
     by_uuid = {gpu.uuid: gpu for gpu in seen.gpus}
     gpu = next((gpu for gpu in seen.gpus if gpu.uuid in held), None)
     if gpu is None:
-        return ""
+        return f"GPU {min(held)}, which NVML does not show any more" if held else ""
     why = f" ({gpu.why})" if gpu.why else ""
     return f"{device_name(gpu, by_uuid.get(gpu.parent or ''))}, which is {gpu.health.value}{why}"
 

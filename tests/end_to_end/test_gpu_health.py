@@ -64,3 +64,34 @@ def test_a_model_without_another_gpu_serves_on_and_says_why_also_after_a_restart
             until(lambda: host.agent.deployment("toy")["state"] == "serving", "it serves as it should")
         assert load.failures == []
         assert len(load.count("pid")) == 1
+
+
+def test_a_model_leaves_a_gpu_that_was_lost_while_no_agent_ran(tmp_path: Path) -> None:
+    with gpu_host(tmp_path, whole(0, 0)) as host:
+        label = host.push(tmp_path, "1", {"gpus": 1, "vram": "20GiB"}, 18 * GIB)
+        host.agent.must("deploy", label, *QUICK)
+        ((first,),) = places(host)
+        fell = next(index for index in range(2) if uuid_of(index) == first)
+        with Load(host.agent, "toy") as load:
+            host.agent.kill()
+            host.programs.change(whole(0, 0).failing(Fault(gpu=fell, code=GPU_IS_LOST)))
+            host.agent.start()
+            until(lambda: places(host) == [[uuid_of(1 - fell)]], "the model moved", 60)
+            until(lambda: host.agent.deployment("toy")["state"] == "serving", "it serves as it should")
+        assert load.failures == []
+
+
+def test_a_driver_that_is_not_loaded_yet_when_the_agent_starts_does_not_make_a_host_without_gpus(
+    tmp_path: Path,
+) -> None:
+    with gpu_host(tmp_path, whole(0)) as host:
+        label = host.push(tmp_path, "1", {"gpus": 1, "vram": "20GiB"}, 18 * GIB)
+        host.agent.kill()
+        host.programs.change(replace(whole(0), loaded="absent"))
+        host.agent.start()
+        code, answer = host.agent.api("PUT", "/v1/deployments/toy", {"version": label, "dwell": 0.2})
+        assert code == 202, answer
+        said = "driver of the GPUs is gone"
+        until(lambda: said in str(host.agent.deployment("toy")["summary"]), "it says what it waits for")
+        host.programs.change(replace(whole(0), generation=2))
+        host.agent.until_settled("toy", 1)

@@ -399,3 +399,19 @@ def test_what_a_replica_said_of_its_gpus_lasts_as_long_as_its_container() -> Non
             await until(lambda: observer.seen().replicas[0].gpu_lost == "", "the new container")
 
     asyncio.run(whole())
+
+
+def test_a_device_that_nvml_names_no_more_is_left_like_a_lost_one_while_nvml_answers() -> None:
+    async def check() -> None:
+        clock = Hands()
+        there = replace(found("m-1-0", "b"), gpus=("MIG-7",))
+        host = Host({"m-1-0": there}, clock=clock, sight=Sight((Gpu(0, "GPU-0", "x"),)))
+        async with observing(host) as observer:
+            await until(lambda: observer.seen().replicas, "the replica is seen")
+            assert observer.seen().ailing == frozenset()
+            clock.seconds += 6.0
+            assert observer.seen().ailing == {"MIG-7"}
+            host.sight = Sight()
+            assert observer.seen().ailing == frozenset(), "without NVML nothing is known"
+
+    asyncio.run(check())
