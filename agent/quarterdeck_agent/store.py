@@ -449,7 +449,10 @@ class Store:
             return rows.revision(*found)
 
     def gpu_memory_peak(self, deployment: str, body: str, version: str) -> int | None:
-        """The most bytes that one replica of this body was seen to hold on one GPU; else of any body of `version`."""
+        """The most bytes that one replica of this body was seen to hold on one GPU; else of any body of `version`.
+
+        `None` while no replica of one that passed the gate was measured.
+        """
         with self._database.read() as session:
             own, of_version = _peaks(session, deployment)
             return own.get((deployment, body), of_version.get((deployment, version)))
@@ -640,9 +643,12 @@ def _revisions_with_steps(deployment: str) -> Select[RevisionRow, str, int | Non
 
 
 def _peaks(session: Session, deployment: str | None = None) -> tuple[Peaks, Peaks]:
-    """The peaks of GPU memory that were measured, by (deployment, body) and by (deployment, version)."""
+    """The peaks of GPU memory that were measured, by (deployment, body) and by (deployment, version).
+
+    Only of bodies that went through the gate: what ended or is still loading has not held what it needs.
+    """
     query = select(BodyRow.deployment, BodyRow.body, RevisionRow.version, BodyRow.gpu_memory_peak)
-    query = query.join(RevisionRow, _OF_BODY).where(col(BodyRow.gpu_memory_peak).is_not(None))
+    query = query.join(RevisionRow, _OF_BODY).where(col(BodyRow.gpu_memory_peak).is_not(None), col(BodyRow.passed))
     if deployment is not None:
         query = query.where(BodyRow.deployment == deployment)
     of_body: Peaks = {}

@@ -31,8 +31,8 @@ class WantedRevision:
 
     `image` is the digest reference once it has been resolved. `passed` tells that replicas of this body went through
     the gate on this host before. `crashes` are the ends nobody asked for of this body's replicas, oldest first.
-    `gpu_memory_peak` is the most bytes that one replica of this body was seen to hold on one GPU of this host; while
-    that is not known, the same of any body with its version.
+    `gpu_memory_peak` is the most bytes that one replica of this body was seen to hold on one GPU of this host, once it
+    passed; while that is not known, the same of any body with its version.
     """
 
     number: int

@@ -163,6 +163,17 @@ def test_a_body_not_measured_yet_is_expected_to_need_what_its_version_needed(sto
     assert store.gpu_memory_peak("other", "A", "a" * 64) is None
 
 
+def test_what_a_body_held_that_never_passed_the_gate_is_no_measure_of_what_it_needs(store: Store) -> None:
+    """It may have ended while it was loading, or be loading still."""
+    deploy(store, "A")
+    store.record_gpu_memory("digits", "A", 1 << 30)
+    assert store.revision("digits", 1).gpu_memory_peak == 1 << 30
+    assert store.gpu_memory_peak("digits", "A", "a" * 64) is None
+    assert digits(store).target.gpu_memory_peak is None
+    assert store.promote("digits", 1, at())
+    assert store.gpu_memory_peak("digits", "A", "a" * 64) == 1 << 30
+
+
 def test_the_peak_of_a_deployment_that_is_gone_or_unknown_is_not_recorded(store: Store) -> None:
     serving(store, "A")
     store.mark_removing("digits", new_operation(kind="remove"))
