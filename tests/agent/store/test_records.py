@@ -10,7 +10,7 @@ from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
 from quarterdeck_agent.protocol import ManifestFile, OperationState, StepRecord, Version
 from quarterdeck_agent.store import NewRevision, Store
 
-from .making import deploy, digits, new_operation, push, serving, spec, version
+from .making import at, deploy, digits, new_operation, push, serving, spec, version
 
 
 def test_a_version_comes_back_as_it_was_given(store: Store) -> None:
