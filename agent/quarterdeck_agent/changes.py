@@ -173,11 +173,11 @@ class Changes:
         body, image = self._shape(spec, model, now)
         live = now.live if now else None
         capacity = self.capacity()
-        if not spec.stopped:
-            check_fits(model.resources, spec, capacity)
-        if kind == "deploy":  # what runs already has shown that it can
-            self._check_torch(spec, model, capacity)
         asked = self._question(now, spec, model, body, capacity)
+        if not spec.stopped and asked.new.replicas:  # what runs already has shown that it can
+            check_fits(model.resources, spec, capacity)
+        if kind == "deploy":
+            self._check_torch(spec, model, capacity)
         grows = live is not None and live.body == body and not spec.stopped
         choice = grow(asked) if grows else choose(spec, asked)
         waiting = spec.limits.in_flight + spec.limits.queue
@@ -223,7 +223,7 @@ class Changes:
         live = now.live if now is not None and now.live is not None and not now.live.spec.stopped else None
         warm = now.previous if now is not None and now.previous is not None and now.previous.body != body else None
         name = now.name if now is not None else ""
-        running = next((r.spec.replicas for r in (live, now.previous if now else None) if r and r.body == body), 0)
+        running = self._running(now, body, model, capacity)
         peak = self.store.gpu_memory_peak(name, body, spec.version)
         bodies = {body, *(r.body for r in (live, warm) if r is not None)}
         leaving = {c.replica for c in capacity.claims if c.deployment == name and c.body not in bodies}
@@ -240,6 +240,17 @@ class Changes:
             spare=tuple(sorted(replica for replicas in spare.values() for replica in replicas)),
             spare_of=" and ".join(sorted(spare)),
         )
+
+    def _running(self, now: WantedDeployment | None, body: str, model: ModelConfig, capacity: Capacity) -> int:
+        """How many replicas of a body need not be started. Of a warm revision on GPUs those that ended stay ended."""
+        if now is None:
+            return 0
+        if now.live is not None and now.live.body == body and not now.live.spec.stopped:
+            return now.live.spec.replicas
+        if now.previous is None or now.previous.body != body:
+            return 0
+        there = {c.replica for c in capacity.claims if (c.deployment, c.body) == (now.name, body)}
+        return min(now.previous.spec.replicas, len(there)) if model.resources.gpus else now.previous.spec.replicas
 
     def _spare(self, name: str, capacity: Capacity) -> dict[str, set[str]]:
         """By deployment, the replicas on GPUs that others than `name` keep for a rollback only."""

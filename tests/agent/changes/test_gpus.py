@@ -84,6 +84,38 @@ def test_a_rollback_uses_what_its_own_version_was_measured_to_need(desk: Desk) -
     assert (preview.handover, preview.why) == ("overlap", "both fit side by side: 15 GiB measured peak")
 
 
+def warm(desk: Desk, *, resources: dict[str, Any] = LARGE) -> None:
+    """toy:2 serves on gpu-0, toy:1 is kept warm on gpu-1, and there is no room for more."""
+    desk.capacity = Capacity(sight=sight(Card(labels=("new",)), Card(labels=("new",))))
+    desk.serve(desk.version("1", resources=resources))
+    desk.serve(desk.version("2", resources=LARGE))
+    (d,) = desk.store.wanted().deployments
+    assert d.live is not None and d.previous is not None
+    cards = (Card(total=50, held=(("toy-2-0", 40),)), Card(total=50, held=(("toy-1-0", 40),), labels=("new",)))
+    claims = (
+        Claim("gpu-0", "toy-2-0", "toy", d.live.body, 40 * GIB),
+        Claim("gpu-1", "toy-1-0", "toy", d.previous.body, 40 * GIB),
+    )
+    desk.capacity = Capacity(sight=sight(*cards), claims=claims)
+
+
+def test_a_rollback_to_what_is_warm_is_never_refused_for_the_gpus_it_would_need(desk: Desk) -> None:
+    warm(desk, resources={**LARGE, "gpu_labels": ["new"]})
+    seen = desk.capacity.sight
+    unlabelled = replace(seen, facts=tuple(replace(facts, labels=()) for facts in seen.facts))
+    desk.capacity = replace(desk.capacity, sight=unlabelled)
+    preview = desk.changes.preview("rollback", "toy", RollbackRequest())
+    assert (preview.handover, preview.why) == ("overlap", "its replicas are still warm")
+
+
+def test_a_rollback_to_what_is_warm_needs_no_room_and_one_whose_replicas_have_ended_does(desk: Desk) -> None:
+    warm(desk)
+    assert desk.changes.preview("rollback", "toy", RollbackRequest()).why == "its replicas are still warm"
+    taken = replace(desk.capacity.claims[1], deployment="other", replica="other-1-0", body="other")
+    desk.capacity = replace(desk.capacity, claims=(desk.capacity.claims[0], taken))
+    assert desk.changes.preview("rollback", "toy", RollbackRequest()).handover == "hold"
+
+
 @pytest.mark.parametrize(
     ("resources", "says"),
     [
@@ -125,14 +157,6 @@ def test_scaling_beyond_the_host_is_refused_but_a_stop_never_is(desk: Desk) -> N
     desk.capacity = Capacity()
     desk.changes.change("stop", "toy", ChangeRequest(), "ana", "op-stop")
     desk.changes.change("remove", "toy", ChangeRequest(), "ana", "op-rm")
-
-
-def test_a_rollback_to_what_is_still_warm_needs_no_room(desk: Desk) -> None:
-    desk.serve(desk.version("1", resources=LARGE))
-    desk.serve(desk.version("2", resources=LARGE))
-    seen(desk, Card(held=(("toy-1-0", 38), (None, 41))))
-    preview = desk.changes.preview("rollback", "toy", RollbackRequest())
-    assert (preview.handover, preview.why) == ("overlap", "its replicas are still warm")
 
 
 def test_a_rollout_that_the_change_takes_back_is_not_in_its_way(desk: Desk) -> None:
