@@ -15,6 +15,7 @@ when it is ready, and only then does the first one go. Without such a place it s
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -58,9 +59,8 @@ SHORT_MEMORY = 0.08
 
 STOP_GRACE = 10.0
 
-ONE_LOSS = 25.0
-"""Seconds within which all replicas that lose their GPUs inside of their containers count as one crash: what takes them
-from one takes them from all. Shorter than the time between two looks inside."""
+MOST_CURES = 2
+"""Crashes of late after which another new container would not get its GPUs back either: then it is left as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,20 +193,27 @@ def _bury(
 def _bury_without_gpus(
     counts: dict[str, _Count], mine: tuple[SeenReplica, ...], seen: Seen, now: float
 ) -> Iterator[Step]:
-    """Containers that lost GPUs which the host has: only new ones help. The first to be seen is the crash."""
+    """Containers that lost GPUs which the host has: only new ones help, and those that serve on go one by one.
+
+    What takes the GPUs from one takes them from all: only what is younger than the last loss is a crash of its own.
+    """
+    ready = Counter(replica.found.body for replica in mine if replica.ready)
     counted = set[str]()
     for replica in mine:
         count = counts.get(replica.found.body)
         if count is None or not count.start or not _lost_inside(replica, seen):
             continue
         revision = count.revision
-        since = revision.crashes[-1].age(seen.boot_id, now) if revision.crashes else float("inf")
-        if revision.body in counted or (revision.reason is FailureReason.GPU_LOST and since < ONE_LOSS):
+        if replica.ready and ready[revision.body] < count.replicas:
+            continue
+        ready[revision.body] -= replica.ready
+        losses = recent_crashes(revision, seen.boot_id, now) if revision.reason is FailureReason.GPU_LOST else ()
+        if revision.body in counted or (losses and _started(replica) < losses[-1].seconds):
             yield Stop(replica.found, 0.0, f"its container has lost its GPUs: {replica.gpu_lost}")
-        else:
+        elif len(losses) < MOST_CURES:
             message = f"its container lost its GPUs ({replica.gpu_lost}); it is made anew"
             yield Bury(revision, replica.found, FailureReason.GPU_LOST, message)
-        counted.add(revision.body)
+            counted.add(revision.body)
 
 
 def _lost_inside(replica: SeenReplica, seen: Seen) -> bool:

@@ -203,7 +203,7 @@ def replica_status(
         state=replica_state(replica, wanted),
         engine=engine,
         handle=found.handle,
-        reason=found.reason or ("" if replica.ready else replica.detail),
+        reason=found.reason or replica.gpu_lost or ("" if replica.ready else replica.detail),
         address=f"{found.address[0]}:{found.address[1]}" if found.address else None,
         started_at=moment(found.started),
         ready_since=moment(replica.ready_since),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quarterdeck_agent.drivers.base import Life, Resources
-from quarterdeck_agent.plan import ONE_LOSS, on_ailing, plan, waits_for
+from quarterdeck_agent.plan import MOST_CURES, on_ailing, plan, waits_for
 from quarterdeck_agent.protocol import DeploymentState, FailureReason, Gpu, GpuHealth, GpuUse
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.status import Facts, deployment_status
@@ -268,22 +268,44 @@ def test_a_container_that_lost_its_gpu_is_made_anew_on_the_same_gpu_and_counts_a
     assert world.d.live is not None and len(world.d.live.crashes) == 1
 
 
-def test_what_takes_the_gpus_from_all_containers_at_once_counts_once() -> None:
+def test_what_takes_the_gpus_from_all_containers_at_once_counts_once_and_those_that_serve_go_one_by_one() -> None:
     world = lost(serving(on=(0, 1, 2), count=3))
-    assert [type(step).__name__ for step in world.steps()] == ["Bury", "Stop", "Stop"]
+    assert [type(step).__name__ for step in world.steps()] == ["Bury"]
     world.run()
-    assert world.on() == [0, 1, 2]
+    assert world.names() == ["Bury", "Start", "Stop", "Start", "Stop", "Start"]
+    assert world.on() == [0, 1, 2] and world.ready_least == 2
     assert world.d.live is not None and len(world.d.live.crashes) == 1
 
 
-@pytest.mark.parametrize(("age", "kind"), [(ONE_LOSS - 1, Stop), (ONE_LOSS + 1, Bury)])
-def test_a_loss_that_is_seen_a_little_later_belongs_to_the_first(age: float, kind: type[Step]) -> None:
-    world = lost(serving(count=1))
-    crashes = (Instant(BOOT, world.now - age),)
+def test_containers_that_do_not_serve_any_more_are_all_made_anew_at_once() -> None:
+    world = lost(serving(on=(0, 1, 2), count=3))
+    for name, replica in world.replicas.items():
+        world.replicas[name] = replace(replica, ready=False)
+    assert [type(step).__name__ for step in world.steps()] == ["Bury", "Stop", "Stop"]
+
+
+@pytest.mark.parametrize(("started", "kind"), [(0.0, Stop), (95.0, Bury)])
+def test_a_loss_of_one_that_was_there_before_the_last_loss_belongs_to_that(started: float, kind: type[Step]) -> None:
+    world = lost(crashed(serving(count=1), (10.0,)))
+    (name, replica), *_ = world.replicas.items()
+    world.replicas[name] = replace(replica, found=replace(replica.found, started=started))
+    assert [type(step) for step in world.steps() if not isinstance(step, Start)] == [kind]
+
+
+def test_what_a_new_container_did_not_cure_is_left_as_it_is_for_a_while() -> None:
+    world = crashed(serving(count=1), tuple(50.0 - 10 * n for n in range(MOST_CURES)))
+    (name, replica), *_ = world.replicas.items()
+    world.replicas[name] = replace(replica, found=replace(replica.found, started=95.0))
+    assert lost(world).steps() == ()
+
+
+def crashed(world: GpuWorld, ago: tuple[float, ...]) -> GpuWorld:
+    """The live revision's containers have lost their GPUs so many seconds ago."""
     assert world.d.live is not None
+    crashes = tuple(Instant(BOOT, world.now - age) for age in ago)
     live = replace(world.d.live, crashes=crashes, reason=FailureReason.GPU_LOST)
     world.d = replace(world.d, live=live, target=live)
-    assert [type(step) for step in world.steps() if not isinstance(step, Start)] == [kind]
+    return world
 
 
 def test_a_container_on_a_gpu_that_is_ill_itself_is_moved_and_not_made_anew_in_place() -> None:

@@ -224,9 +224,9 @@ class World:
                 self._promote(revision)
             case Fail():
                 self._fail(step.revision, step.reason)
-            case Bury(revision, replica, _, _):
+            case Bury(revision, replica, reason, _):
                 crashes = (*revision.crashes, Instant(BOOT, self.now))
-                self._update(revision.body, crashes=crashes)
+                self._update(revision.body, crashes=crashes, reason=reason)
                 self._let_go(replica)
                 del self.replicas[replica.id]
             case Recover(revision):
