@@ -17,6 +17,7 @@ from textual import events, on
 from textual.app import App
 from textual.message import Message
 from textual.screen import Screen
+from textual.widgets import Input
 
 from quarterdeck_console.errors import Usage
 from quarterdeck_console.preferences import Preferences
@@ -136,12 +137,17 @@ class Quarterdeck(App[int], inherit_bindings=False):
         if (view := self.view) is not None:
             self.push_screen(registry.help_of(view))
 
-    @on(m.OpenPalette)
-    def _open_palette(self, event: m.OpenPalette) -> None:
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A colon is a letter where something is typed."""
+        if action == "palette" and self.screen is self.view and isinstance(self.focused, Input):
+            return False
+        return super().check_action(action, parameters)
+
+    def action_palette(self) -> None:
+        """Open the command line, at once: the next key is its."""
         view = self.view
         here = view.targets() if view is not None else ()
-        dialog = registry.palette(self.session.fleet, here, self.context.read_only, event.typed)
-        self.push_screen(dialog, self._typed)
+        self.push_screen(registry.palette(self.session.fleet, here, self.context.read_only), self._typed)
 
     def _typed(self, message: Message | None) -> None:
         if message is not None:

@@ -127,13 +127,6 @@ class OpenHelp(Message):
 
 
 @dataclass
-class OpenPalette(Message):
-    """Open the command line, with this already typed."""
-
-    typed: str = ""
-
-
-@dataclass
 class GoBack(Message):
     """Leave the present screen."""
 

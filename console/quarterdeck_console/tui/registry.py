@@ -75,11 +75,11 @@ def help_of(view: View) -> Screen[None]:
     return HelpScreen(view.title_of_help, keys_of(cast("Screen[object]", view)))
 
 
-def palette(fleet: FleetState, here: tuple[m.Target, ...], read_only: bool, typed: str) -> PaletteDialog:
+def palette(fleet: FleetState, here: tuple[m.Target, ...], read_only: bool) -> PaletteDialog:
     """The command line."""
     from quarterdeck_console.tui.dialogs.palette import PaletteDialog
 
-    return PaletteDialog(fleet, here, read_only, typed)
+    return PaletteDialog(fleet, here, read_only)
 
 
 def dialog(message: m.Ask, context: Context, fleet: FleetState) -> PlanDialog:

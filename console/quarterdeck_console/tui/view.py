@@ -16,6 +16,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
+from textual.widgets import Input
 
 from quarterdeck_console.state import FleetState
 from quarterdeck_console.tui import messages as m
@@ -43,8 +44,9 @@ class View(Screen[None]):
     """Whether the digits go to places, as the band says then."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("/", "filter", "filter", id="view.filter"),
-        Binding("colon,ctrl+p", "palette", "command", id="view.command"),
+        # These two before all others: what is typed right after them, or pasted, must not reach the view as keys.
+        Binding("/", "filter", "filter", id="view.filter", priority=True),
+        Binding("colon,ctrl+p", "app.palette", "command", id="view.command", priority=True),
         Binding("question_mark,f1", "help", "help", show=False, id="view.help"),
         Binding("escape", "back", "Back", show=False, id="view.back"),
         Binding("plus,equals_sign", "refresh_rate(-1)", "Refresh more often", show=False, id="view.faster"),
@@ -157,13 +159,12 @@ class View(Screen[None]):
         """Changes are neither shown nor done in a read-only console."""
         if self.context.read_only and action in CHANGES:
             return False
+        if action == "filter" and isinstance(self.focused, Input):
+            return False  # it is a letter there
         return super().check_action(action, parameters)
 
     def action_filter(self) -> None:
         self.query_one(FilterLine).open()
-
-    def action_palette(self) -> None:
-        self.post_message(m.OpenPalette())
 
     def action_help(self) -> None:
         self.post_message(m.OpenHelp())

@@ -212,3 +212,16 @@ def test_a_wrong_file_is_told_in_words_before_the_screen_is_taken(tmp_path: Path
         assert t.ended() == 2
         assert "cannot be ctrl+s: it belongs to flow control" in t.text
         assert b"\x1b[?1049h" not in t.bytes
+
+
+def test_a_pasted_command_is_the_command_lines_and_no_key_of_the_view(fleet: Path, agent: FakeAgent) -> None:
+    with terminal(fleet) as t:
+        t.until(lambda sent: b"digits" in sent, "the deployment is shown")
+        t.press(b":operations\r")
+        t.until(lambda sent: b"KIND" in sent and b"OUTCOME" in sent, "operations are shown")
+        t.press(b"/-+dXy\r")
+        t.until(lambda sent: b"/-+dXy 0 of" in sent, "the filter has all that was typed")
+        assert "refresh every" not in t.text
+        assert not [each for each in agent.requests if each.method != "GET" or "/deployments" in each.path]
+        t.press(b"\x03")
+        assert t.ended() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -38,20 +38,30 @@ class PaletteDialog(ModalScreen[Message | None]):
         Binding("escape,ctrl+c", "dismiss", "Close", show=False, id="palette.close")
     ]
 
-    def __init__(self, fleet: FleetState, here: tuple[m.Target, ...], read_only: bool, typed: str = "") -> None:
+    def __init__(self, fleet: FleetState, here: tuple[m.Target, ...], read_only: bool) -> None:
         super().__init__()
-        self._fleet, self._here, self._read_only, self._typed = fleet, here, read_only, typed
+        self._fleet, self._here, self._read_only = fleet, here, read_only
         self._hits: dict[tuple[str, ...], Hit] = {}
 
     def compose(self) -> ComposeResult:
         with Vertical(id="palette"):
-            yield PaletteInput(self._typed, placeholder="verb, deployment, host or place", id="palette-line")
+            yield PaletteInput(placeholder="verb, deployment, host or place", id="palette-line")
             yield Table(COLUMNS, id="palette-hits", empty="nothing is called so")
 
     def on_mount(self) -> None:
         self.query_one(Table).can_focus = False
-        self.query_one(PaletteInput).focus()
-        self._find(self._typed)
+        self.set_focus(self.query_one(PaletteInput))
+        self._find("")
+
+    def on_key(self, event: events.Key) -> None:
+        """Keys that came before the line had the focus, as when a whole command is pasted."""
+        line = self.query_one(PaletteInput)
+        if event.is_printable and event.character is not None:
+            event.stop()
+            line.insert_text_at_cursor(event.character)
+        elif event.key == "enter":
+            event.stop()
+            self.call_later(line.action_submit)
 
     @on(Input.Changed)
     def _changed(self, event: Input.Changed) -> None:
