@@ -23,7 +23,7 @@ from quarterdeck_agent.protocol import OperationState
 from quarterdeck_agent.reporting import Reporter
 from quarterdeck_agent.routing import Route
 from quarterdeck_agent.seen import Seen
-from quarterdeck_agent.steps import Hold, Start, Step
+from quarterdeck_agent.steps import Hold, Start, Step, Stop
 from quarterdeck_agent.store import Store
 from quarterdeck_agent.traffic import routes
 from quarterdeck_agent.wanted import Instant, Wanted, WantedDeployment, WantedRevision
@@ -152,12 +152,11 @@ class Reconciler:
 
     async def _perform(self, d: WantedDeployment, steps: tuple[Step, ...]) -> None:
         try:
+            well = True
             for step in steps:
-                name = type(step).__name__.lower()
-                log.debug("%s: %s", d.name, name)
-                failpoint(f"{name}.begins")
-                await self._parts.performer.perform(d, step)
-                failpoint(f"{name}.done")
+                well &= await self._performed(d, step)
+            if not well:
+                await asyncio.sleep(PAUSE_AFTER_FAILURE)
         except AgentError as error:
             log.warning("%s: %s", d.name, error.detail)
             await asyncio.sleep(PAUSE_AFTER_FAILURE)
@@ -168,6 +167,22 @@ class Reconciler:
             del self._tasks[d.name]
             self._starting.pop(d.name, None)
             self.wake()
+
+    async def _performed(self, d: WantedDeployment, step: Step) -> bool:
+        """Perform one step. False where a replica could not be ended: a driver that hangs may hold it for ever, and no
+        other step of the plan waits for it."""
+        name = type(step).__name__.lower()
+        log.debug("%s: %s", d.name, name)
+        failpoint(f"{name}.begins")
+        try:
+            await self._parts.performer.perform(d, step)
+        except AgentError as error:
+            if not isinstance(step, Stop):
+                raise
+            log.warning("%s: %s", d.name, error.detail)
+            return False
+        failpoint(f"{name}.done")
+        return True
 
     def _with_promises(self, kept: dict[str, tuple[Claim, ...]], seen: Seen) -> Seen:
         """What is seen, with what is about to be claimed: by starts under way, or else as it is kept."""

@@ -18,7 +18,7 @@ from quarterdeck_agent.placement import Sight
 from quarterdeck_agent.protocol import FailureReason, OperationState
 from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.seen import Seen, SeenReplica
-from quarterdeck_agent.steps import Promote, Start, Step
+from quarterdeck_agent.steps import Fail, Promote, Start, Step, Stop
 from quarterdeck_agent.store import NewRevision, Store
 from quarterdeck_agent.wanted import Instant, WantedDeployment, WantedRevision
 from tests.agent.placement.rack import GIB, Card, sight
@@ -41,6 +41,7 @@ class Pretended:
     alive: int = 0
     cancelled: int = 0
     closed: list[str] = field(default_factory=list)
+    undying: bool = False
     claims: Resources = field(default_factory=Resources)
     sight: Sight = field(default_factory=Sight)
 
@@ -83,6 +84,8 @@ class Pretended:
 
     async def perform(self, d: WantedDeployment, step: Step) -> None:
         self.asked.append((d.name, step))
+        if isinstance(step, Stop) and self.undying:
+            raise EngineUnresponsive("it does not end")
         try:
             if self.hangs is not None:
                 await self.hangs.wait()
@@ -313,3 +316,14 @@ def test_nobody_takes_the_room_that_a_hold_makes(store: Store) -> None:
         sight=sight(Card(held=(("one-1-0", 30),))),
     )
     assert taken(store, host) == [("Stop", "one")]
+
+
+def test_a_replica_that_does_not_end_keeps_no_other_step_waiting(store: Store) -> None:
+    serves(store, "one")
+    rolls_out(store, "one", "hold")
+    now = SystemClock()
+    store.set_holding("one", Instant(now.boot_id, now.now() - 1000.0))
+    old = replace(on_gpu("one"), routed=False)
+    host = Pretended(replicas=(old,), claims=Resources(gpus=1), sight=sight(Card()), undying=True)
+    asyncio.run(running(made(store, host), lambda: any(isinstance(step, Fail) for step in host.steps)))
+    assert isinstance(host.steps[0], Stop)
