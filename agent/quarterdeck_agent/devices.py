@@ -74,7 +74,8 @@ class Ask:
 class Device:
     """One device as placing sees it. `free` is what it has to give, `None` where NVML does not tell.
 
-    `untold` are bytes of processes that are nobody's here and whose share the driver does not tell.
+    `untold` are bytes of processes that are nobody's here and whose share the driver does not tell. `mode` is its
+    compute mode, as its facts name it.
     """
 
     gpu: Gpu
@@ -86,6 +87,7 @@ class Device:
     untold: int
     leaked: int
     labels: frozenset[str]
+    mode: str
     ailing: Gpu | None
 
 
@@ -104,6 +106,7 @@ def devices_in(sight: Sight, claims: Sequence[Claim]) -> list[Device]:
     by_uuid = {gpu.uuid: gpu for gpu in sight.gpus}
     uses = {use.uuid: use for use in sight.uses}
     labels = {facts.uuid: frozenset(facts.labels) for facts in sight.facts}
+    modes = {facts.uuid: facts.compute_mode or "" for facts in sight.facts}
     devices = []
     for gpu in sorted(sight.gpus, key=lambda g: (g.index, g.uuid)):
         if gpu.mig:
@@ -124,6 +127,7 @@ def devices_in(sight: Sight, claims: Sequence[Claim]) -> list[Device]:
                 untold=untold,
                 leaked=(use.unexplained or 0) if use else 0,
                 labels=labels.get(gpu.uuid, frozenset()) | labels.get(gpu.parent or "", frozenset()),
+                mode=modes.get(gpu.parent or gpu.uuid, ""),
                 ailing=next((g for g in (gpu, parent) if g and g.health in (GpuHealth.SICK, GpuHealth.LOST)), None),
             )
         )

@@ -16,6 +16,8 @@ LEAK = 512 << 20
 
 SHOWN_HOLDERS = 2
 
+ONE_PROCESS, NO_PROCESS = "exclusive_process", "prohibited"
+
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
@@ -30,7 +32,8 @@ def slots_on(device: Device, ask: Ask) -> int:
     """How many replicas the device could take one beside the other."""
     if obstacle_on(device, ask) is not None:
         return 0
-    return 1 if ask.whole or device.free is None else device.free // ask.need
+    alone = ask.whole or (device.mode == ONE_PROCESS and not _served_by_mps(device))
+    return 1 if alone or device.free is None else device.free // ask.need
 
 
 def obstacle_on(device: Device, ask: Ask) -> Obstacle | None:
@@ -41,7 +44,7 @@ def obstacle_on(device: Device, ask: Ask) -> Obstacle | None:
     owners = sorted({claim.deployment for claim in device.claims if claim.size is None})
     if owners:
         return Obstacle(f"{device.name} is claimed whole by {' and '.join(owners)}", (1, 0))
-    if ask.whole and (found := _not_empty(device, ask)) is not None:
+    if (found := _closed(device)) is not None or (ask.whole and (found := _not_empty(device, ask)) is not None):
         return found
     if ask.whole and ask.resources.vram is None and ask.peak is None:
         return None
@@ -51,6 +54,24 @@ def obstacle_on(device: Device, ask: Ask) -> Obstacle | None:
         return None
     free = max(0, device.free)
     return Obstacle(f"{device.name} has {gib(free)} free{because(device)}", (3, free), held=True)
+
+
+def _closed(device: Device) -> Obstacle | None:
+    """What an administrator's compute mode keeps from a device: everybody, or everybody but the first."""
+    if device.mode == NO_PROCESS:
+        return Obstacle(f"{device.name} lets nobody compute (nvidia-smi -c DEFAULT)", (0, 1))
+    if device.mode != ONE_PROCESS or _served_by_mps(device):
+        return None
+    if not device.claims and all(process.kind != "compute" for process in device.processes):
+        return None
+    return Obstacle(
+        f"{device.name} lets one process compute (nvidia-smi -c DEFAULT){because(device)}", (1, 3), held=True
+    )
+
+
+def _served_by_mps(device: Device) -> bool:
+    """Whether CUDA MPS is the one process that computes, on behalf of all others."""
+    return any((process.command or "").startswith("nvidia-cuda-mps") for process in device.processes)
 
 
 def _drift(device: Device, ask: Ask) -> int:

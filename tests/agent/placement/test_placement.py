@@ -134,6 +134,28 @@ def test_nobody_is_put_on_a_gpu_that_is_claimed_whole() -> None:
     assert "gpu0 is claimed whole by other" in placing.refusal and "gpu1 has 512 MiB free" in placing.refusal
 
 
+def in_mode(mode: str, *cards: Card) -> Sight:
+    seen = sight(*cards)
+    return replace(seen, facts=tuple(replace(facts, compute_mode=mode) for facts in seen.facts))
+
+
+def test_a_gpu_that_lets_one_process_compute_takes_one_replica_and_only_when_nobody_is_there() -> None:
+    assert place(ask(10), 2, in_mode("exclusive_process", Card(), Card()), ()).places == (("gpu-0",), ("gpu-1",))
+    taken = in_mode("exclusive_process", Card(held=((None, 1),)), Card(held=(("other-1-0", 1),)))
+    refusal = place(ask(10), 1, taken, (claim(1, 10),)).refusal
+    assert "gpu0 lets one process compute (nvidia-smi -c DEFAULT): 1 GiB held by unmanaged pid 4711" in refusal
+    assert "gpu1 lets one process compute (nvidia-smi -c DEFAULT): 10 GiB taken by other" in refusal
+    assert "lets nobody compute" in place(ask(10), 1, in_mode("prohibited", Card()), ()).refusal
+
+
+def test_what_computes_through_mps_shares_a_gpu_that_lets_one_process_compute() -> None:
+    seen = in_mode("exclusive_process", Card(held=((None, 0.1), ("other-1-0", 10))))
+    (use,) = seen.uses
+    served = tuple(replace(p, command="nvidia-cuda-mps-server") if p.replica is None else p for p in use.processes)
+    seen = replace(seen, uses=(replace(use, processes=served),))
+    assert place(ask(10), 2, seen, (claim(0, 10),)).places == (("gpu-0",), ("gpu-0",))
+
+
 def test_gpus_of_one_replica_are_nvlink_peers() -> None:
     cards = (Card(links=("gpu-2",)), Card(links=("gpu-3",)), Card(links=("gpu-0",)), Card(links=("gpu-1",)))
     assert place(ask(10, gpus=2), 1, sight(*cards), ()).places == (("gpu-0", "gpu-2"),)
