@@ -142,7 +142,7 @@ def _large_fleet() -> list[Figure]:
             "console: sort key to paint, p95", [_sort(screen, mark) for mark in "▼▲" * (KEYS // 2)], SIZE
         )
         sorted_by = _latency(
-            "console: key to paint while sorted, p95", [_moved(screen, key) for key in b"jk" * (KEYS // 2)], SIZE
+            "console: key to paint while sorted, p95", [_moved(screen, key) for key in b"gG" * (KEYS // 2)], SIZE
         )
         typed = [each for _ in range(KEYS // 9) for each in _typed(screen)]
         typing = [
@@ -175,7 +175,7 @@ def _move(screen: Screen, place: int) -> float:
 
 
 def _moved(screen: Screen, key: int) -> float:
-    """From a key to the bytes that draw the cursor, on whichever row that is now."""
+    """From a key to the first or the last row to the bytes that draw the cursor there."""
     screen.drain(0.08)
     return screen.until("▌".encode(), began=screen.press(bytes([key])))
 
