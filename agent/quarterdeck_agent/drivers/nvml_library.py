@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from quarterdeck_agent.drivers.gpu_driver import MODULE, load_id
+
 _LIBRARY, _POINTERS = "nvmlLib", "_nvmlGetFunctionPointer_cache"
 
 PROC = Path("/proc/driver/nvidia")
 DEV = Path("/dev")
-MODULE = Path("/sys/module/nvidia")
 
 
 def load() -> Any:
@@ -56,11 +57,7 @@ def gpu_nodes(proc: Path = PROC, dev: Path = DEV, module: Path = MODULE) -> tupl
     folder in /sys with another inode. In a container any of these may be missing, and then stays so.
     """
     nodes = [name for name in _names(dev) if name.startswith("nvidia") and name[6:].isdecimal()]
-    try:
-        load = module.stat().st_ino
-    except OSError:
-        load = 0
-    return load, *sorted(_names(proc / "gpus")), *sorted(nodes)
+    return load_id(module), *sorted(_names(proc / "gpus")), *sorted(nodes)
 
 
 def _names(folder: Path) -> list[str]:
