@@ -47,7 +47,10 @@ if TYPE_CHECKING:
     help="Environment, a KEY=VALUE a line.",
 )
 @click.option(
-    "--limit", multiple=True, metavar="KEY=NUMBER", help="A gateway limit: in_flight, queue, timeout, drain, hold, release."
+    "--limit",
+    multiple=True,
+    metavar="KEY=NUMBER",
+    help="A gateway limit: in_flight, queue, timeout, drain, hold, release.",
 )
 @click.option(
     "--warm",
