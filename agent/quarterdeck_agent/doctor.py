@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from quarterdeck_agent.doctor_gpus import examine_gpus, mends_of_nvml
 from quarterdeck_agent.drivers import gpu_door
 from quarterdeck_agent.errors import AgentError
+from quarterdeck_agent.gpus.doctor import examine_gpus, mends_of_nvml
+from quarterdeck_agent.gpus.placement import Sight
 from quarterdeck_agent.history import Minutes
 from quarterdeck_agent.historyfile import aside
-from quarterdeck_agent.placement import Sight
 from quarterdeck_agent.protocol import Check, HostGauges, Part, PartState
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Literal
 
 from quarterdeck_agent.drivers.base import Resources
-from quarterdeck_agent.placement import Ask, Claim, Place, Placing, Sight, gib, needs, place, really_free, without
+from quarterdeck_agent.gpus.placement import Ask, Claim, Place, Placing, Sight, gib, needs, place, really_free, without
 from quarterdeck_agent.protocol import Revision, Spec
 
 HEADROOM = 0.05

@@ -46,9 +46,14 @@ from quarterdeck_agent.drivers.processes import ProcessReader
 from quarterdeck_agent.drivers.simulated import SimulatedEngine
 from quarterdeck_agent.errors import AgentError, GatewayError
 from quarterdeck_agent.gauges import Gauges
-from quarterdeck_agent.gpu_probe import GpuProbe
-from quarterdeck_agent.gpu_records import GpuRecords
-from quarterdeck_agent.gpu_sampler import GpuSampler, GpuSources
+from quarterdeck_agent.gpus.placement import Sight, claims_of
+from quarterdeck_agent.gpus.probe import GpuProbe
+from quarterdeck_agent.gpus.records import GpuRecords
+from quarterdeck_agent.gpus.sampler import GpuSampler, GpuSources
+from quarterdeck_agent.gpus.torch_build import OwnTorch
+from quarterdeck_agent.gpus.torch_check import check_gpus
+from quarterdeck_agent.gpus.trust import Trust
+from quarterdeck_agent.gpus.xids import load_xids
 from quarterdeck_agent.handover import Capacity
 from quarterdeck_agent.history import Minutes
 from quarterdeck_agent.housekeeping import Housekeeper
@@ -57,7 +62,6 @@ from quarterdeck_agent.metrics import exposition
 from quarterdeck_agent.notify import Notifier
 from quarterdeck_agent.observer import Memory, Observer
 from quarterdeck_agent.performing import Performer
-from quarterdeck_agent.placement import Sight, claims_of
 from quarterdeck_agent.protocol import Check, DeltaKind, Gpu, HostInfo, Part, PartState
 from quarterdeck_agent.pushes import Pushes
 from quarterdeck_agent.reconciler import Parts, Reconciler
@@ -67,10 +71,6 @@ from quarterdeck_agent.sampler import Sampler, Sources
 from quarterdeck_agent.series import History
 from quarterdeck_agent.settings import Prepared, Settings, prepare, private_folder
 from quarterdeck_agent.store import Store
-from quarterdeck_agent.torch_build import OwnTorch
-from quarterdeck_agent.torch_check import check_gpus
-from quarterdeck_agent.trust import Trust
-from quarterdeck_agent.xids import load_xids
 
 log = logging.getLogger(__name__)
 

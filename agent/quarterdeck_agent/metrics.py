@@ -8,9 +8,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from quarterdeck_agent import dcgm, gpu_metrics
-from quarterdeck_agent.gpu_metrics import PREFIX, Row, gauge
-from quarterdeck_agent.placement import Claim
+from quarterdeck_agent.gpus import dcgm
+from quarterdeck_agent.gpus import metrics as gpu_metrics
+from quarterdeck_agent.gpus.metrics import PREFIX, Row, gauge
+from quarterdeck_agent.gpus.placement import Claim
 from quarterdeck_agent.protocol import DeploymentStatus, HostStatus, PartState, ReplicaState, Revision
 
 

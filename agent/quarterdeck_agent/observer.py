@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Engine, Found, Gateway, GatewaySeen, Life
 from quarterdeck_agent.errors import AgentError
+from quarterdeck_agent.gpus.placement import Place, Sight
 from quarterdeck_agent.performing import Verdict
-from quarterdeck_agent.placement import Place, Sight
 from quarterdeck_agent.protocol import Gpu, GpuHealth, Part, PartState
 from quarterdeck_agent.routing import Route
 from quarterdeck_agent.seen import Seen, SeenReplica

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from quarterdeck_agent.drivers.base import Found, Life, Resources
-from quarterdeck_agent.placement import Ask, Claim, Place, Placing, gib, never_fits, obstacle, place, without
+from quarterdeck_agent.gpus.placement import Ask, Claim, Place, Placing, gib, never_fits, obstacle, place, without
 from quarterdeck_agent.protocol import FailureReason, GpuHealth, RevisionOutcome
 from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.steps import (
@@ -352,7 +352,9 @@ def _advance(
         return
     ready = [r for r in mine if r.found.body == d.target.body and r.running and _dwelt(r, d.target, now)]
     if not d.target.passed:  # one that is warm is better than none, and moves once it serves
-        ready = [r for r in ready if not on_ailing(r, seen) and not _on_lost(r, seen)]
+        ready = [r for r in ready if not _on_lost(r, seen)]
+    if not d.target.passed and not d.holding:  # in a hold the old one could not come back to the sick GPU either
+        ready = [r for r in ready if not on_ailing(r, seen)]
     enough = len(ready) >= d.target.spec.replicas
     if enough and d.target.passed:
         yield Promote(d.target)  # a warm revision: nothing to stage, to hold or to check
@@ -608,6 +610,9 @@ def _without_place(d: WantedDeployment, missing: _Missing, seen: Seen, now: floa
         if len(place(missing.ask, missing.rest, sight, claims).places) > len(missing.placing.places):
             yield Cool("its GPU memory is needed")
             return
+    running = sum(1 for r in seen.of(d.name) if r.running and r.found.body == d.target.body)
+    if d.holding and running >= d.target.spec.replicas:
+        return  # on a GPU that got sick, to which the old revision could not come back either
     if rolling(d) and missing.count.revision.number == d.target.number:
         yield from _give_up(d, missing.placing, seen, now)
 

@@ -1,7 +1,7 @@
 """The other loop: reads the gauges of host, replicas and gateway, publishes them, and keeps an hour of them.
 
 Each source fails on its own: what cannot be read is `None` or gone, the rest goes on. It changes nothing on the host
-but the size of the gateway's access log, and asks no engine. GPUs are read beside it, see `gpu_sampler`.
+but the size of the gateway's access log, and asks no engine. GPUs are read beside it, see `gpus.sampler`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from quarterdeck_agent.drivers.base import Found, GatewaySeen, Life
-from quarterdeck_agent.placement import Claim, Place, Sight, claims_of
+from quarterdeck_agent.gpus.placement import Claim, Place, Sight, claims_of
 from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuUse
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from quarterdeck_agent.drivers.base import Life
-from quarterdeck_agent.placement import device_name
+from quarterdeck_agent.gpus.placement import device_name
 from quarterdeck_agent.plan import (
     counts_wanted,
     given_up,
@@ -160,7 +160,7 @@ def rollout_phase(d: WantedDeployment, seen: Seen, now: float, waits: str = "") 
     """The step a rollout is in, read off the facts. `waits` is what keeps its replicas from being started."""
     target = d.target
     mine = [r for r in seen.of(d.name) if r.found.body == target.body and r.running]
-    if not target.passed:
+    if not target.passed and not d.holding:
         mine = [r for r in mine if not on_ailing(r, seen)]  # they do not count for the switch
     old = [r for r in seen.of(d.name) if r.found.body != target.body]
     ready = sum(1 for r in mine if r.ready)

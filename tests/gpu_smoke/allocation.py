@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quarterdeck_agent.attribution import attribute, held
 from quarterdeck_agent.drivers.base import Found, Life
 from quarterdeck_agent.drivers.nvml import NvmlReader
 from quarterdeck_agent.drivers.processes import ProcessReader
+from quarterdeck_agent.gpus.attribution import attribute, held
 from tests.gpu_smoke.compare import Row, Verdict
 from tests.gpu_smoke.figures import MIB
 

@@ -17,8 +17,9 @@ from quarterdeck_agent.catalogue import Catalogue, Launch, load
 from quarterdeck_agent.changes import Changes, body_digest
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
+from quarterdeck_agent.gpus.placement import Sight
+from quarterdeck_agent.gpus.torch_build import TorchBuild
 from quarterdeck_agent.handover import Capacity
-from quarterdeck_agent.placement import Sight
 from quarterdeck_agent.protocol import (
     ChangeRequest,
     DeployRequest,
@@ -35,7 +36,6 @@ from quarterdeck_agent.protocol import (
     Version,
 )
 from quarterdeck_agent.store import Store
-from quarterdeck_agent.torch_build import TorchBuild
 from quarterdeck_agent.wanted import Instant
 
 GIB = 2**30

@@ -14,8 +14,8 @@ from quarterdeck_agent.catalogue import Launch
 from quarterdeck_agent.changes import body_digest
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.errors import InvalidInput
+from quarterdeck_agent.gpus.placement import Claim, Sight
 from quarterdeck_agent.handover import Capacity
-from quarterdeck_agent.placement import Claim, Sight
 from quarterdeck_agent.protocol import ChangeRequest, DeployRequest, RollbackRequest, ScaleRequest, Spec
 from quarterdeck_agent.store import Store
 from tests.agent.changes.test_changes import Desk

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quarterdeck_agent.attribution import NOTICEABLE, attribute, held
 from quarterdeck_agent.drivers.base import Found, Life
 from quarterdeck_agent.drivers.nvml_seen import NvmlProcess
 from quarterdeck_agent.drivers.processes import HostProcess
+from quarterdeck_agent.gpus.attribution import NOTICEABLE, attribute, held
 from quarterdeck_agent.protocol import Gpu, GpuProcess, GpuUse
 
 GIB = 1 << 30

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from quarterdeck_agent.doctor import examine
-from quarterdeck_agent.doctor_gpus import examine_gpus
-from quarterdeck_agent.placement import Sight
+from quarterdeck_agent.gpus.doctor import examine_gpus
+from quarterdeck_agent.gpus.placement import Sight
+from quarterdeck_agent.gpus.xids import load_xids
 from quarterdeck_agent.protocol import Check, Gpu, GpuFacts, GpuHealth, GpuProcess, GpuUse, Part, PartState
-from quarterdeck_agent.xids import load_xids
 from tests.agent.sampler.test_sampler import context
 
 NOW = datetime(2026, 11, 23, 14, 0, tzinfo=UTC)

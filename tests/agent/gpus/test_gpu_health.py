@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from quarterdeck_agent.gpu_health import KEEP_XIDS, Record, judge, observe, trusted
+from quarterdeck_agent.gpus.health import KEEP_XIDS, Record, judge, observe, trusted
+from quarterdeck_agent.gpus.xids import load_xids
 from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuProcess, GpuUse, XidEvent
-from quarterdeck_agent.xids import load_xids
 
 AT = datetime(2026, 11, 23, 13, 58, tzinfo=UTC)
 GPU = Gpu(0, "GPU-a", "H", memory_total=80 << 30, memory_used=0, temperature=60.0, clock_graphics=1900, power_limit=300)

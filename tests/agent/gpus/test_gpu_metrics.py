@@ -11,10 +11,10 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from quarterdeck_agent import dcgm
 from quarterdeck_agent.drivers.nvml import NvmlSeen
+from quarterdeck_agent.gpus import dcgm
+from quarterdeck_agent.gpus.placement import Claim
 from quarterdeck_agent.metrics import exposition
-from quarterdeck_agent.placement import Claim
 from quarterdeck_agent.protocol import (
     DeploymentState,
     DeploymentStatus,

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from quarterdeck_agent.drivers.base import Found, Life
-from quarterdeck_agent.gpu_probe import GpuProbe
+from quarterdeck_agent.gpus.probe import GpuProbe
 
 
 def found(name: str, gpus: tuple[str, ...] = ("GPU-a",), life: Life = Life.RUNNING) -> Found:

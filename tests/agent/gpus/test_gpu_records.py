@@ -12,10 +12,10 @@ import pytest
 
 from quarterdeck_agent.drivers.gpu_driver import load_id
 from quarterdeck_agent.drivers.nvml_seen import NvmlEvent, NvmlSeen
-from quarterdeck_agent.gpu_records import GpuRecords, Judged
+from quarterdeck_agent.gpus.records import GpuRecords, Judged
+from quarterdeck_agent.gpus.xids import load_xids
 from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuUse, PartState
 from quarterdeck_agent.store import NewOperation, Store
-from quarterdeck_agent.xids import load_xids
 
 AT = datetime(2026, 11, 23, 13, 58, tzinfo=UTC)
 GPUS = (Gpu(0, "GPU-a", "H", memory_total=80 << 30), Gpu(1, "GPU-b", "H", memory_total=80 << 30))

@@ -20,7 +20,7 @@ from quarterdeck_agent.drivers.host import HostReader
 from quarterdeck_agent.drivers.nvml_seen import NvmlProcess, NvmlSeen
 from quarterdeck_agent.drivers.processes import HostProcess
 from quarterdeck_agent.errors import NoSpace
-from quarterdeck_agent.gpu_sampler import WRITE_EVERY, GpuSampler, GpuSources, Labels, Peaks, labelled
+from quarterdeck_agent.gpus.sampler import WRITE_EVERY, GpuSampler, GpuSources, Labels, Peaks, labelled
 from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuUse, HostInfo, HostStatus, PartState
 from quarterdeck_agent.sampler import Sampler, Sources
 
@@ -318,7 +318,7 @@ def test_a_driver_that_is_not_there_is_asked_for_once_a_minute_and_one_that_has_
         if len(slept) == 7:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr("quarterdeck_agent.gpu_sampler.asyncio.sleep", sleep)
+    monkeypatch.setattr("quarterdeck_agent.gpus.sampler.asyncio.sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(it.sampler.run())
     assert slept == [60, 60, 1, 1, 5, 5, 1] and it.nvml.reads == 7

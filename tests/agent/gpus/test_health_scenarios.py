@@ -13,13 +13,13 @@ import pytest
 from quarterdeck_agent.board import Board
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.drivers.processes import HostProcess
-from quarterdeck_agent.gpu_records import GpuRecords
-from quarterdeck_agent.gpu_sampler import GpuSampler, GpuSources
+from quarterdeck_agent.gpus.records import GpuRecords
+from quarterdeck_agent.gpus.sampler import GpuSampler, GpuSources
+from quarterdeck_agent.gpus.trust import Trust
+from quarterdeck_agent.gpus.xids import load_xids
 from quarterdeck_agent.protocol import ChangeRequest, Gpu, GpuFacts, GpuHealth
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.store import Store
-from quarterdeck_agent.trust import Trust
-from quarterdeck_agent.xids import load_xids
 from tests.agent.gpus import nvml_host
 from tests.agent.gpus.test_gpu_sampler import INFO
 from tests.agent.plan.test_moves import GpuWorld, serving

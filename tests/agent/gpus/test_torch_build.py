@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from quarterdeck_agent.gpus.torch_build import OwnTorch, TorchBuild, unsupported
 from quarterdeck_agent.protocol import GpuFacts
-from quarterdeck_agent.torch_build import OwnTorch, TorchBuild, unsupported
 
 CODE = ("sm_75", "sm_80", "sm_86", "sm_90", "compute_90")
 BUILD = TorchBuild("2.13.0", "12.8", CODE)

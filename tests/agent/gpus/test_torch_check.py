@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from quarterdeck_agent.gpus.torch_check import NEEDED, check_gpus
 from quarterdeck_agent.protocol import Check, Gpu, GpuHealth
-from quarterdeck_agent.torch_check import NEEDED, check_gpus
 
 GPU = Gpu(0, "GPU-1", "NVIDIA H100", memory_free=80 << 30)
 ON_CPU = (sys.executable, "-m", "quarterdeck_runtime.gpu_check", "--device", "cpu", "--side", "256",

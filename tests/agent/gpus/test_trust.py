@@ -9,9 +9,9 @@ import pytest
 
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
+from quarterdeck_agent.gpus.trust import Trust
 from quarterdeck_agent.protocol import ChangeRequest, Gpu, GpuFacts, OperationState
 from quarterdeck_agent.store import Store
-from quarterdeck_agent.trust import Trust
 
 GPUS = (Gpu(0, "GPU-a", "H", mig=True), Gpu(0, "MIG-1", "H", parent="GPU-a"), Gpu(1, "GPU-b", "H"))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quarterdeck_agent.xids import Action, load_xids
+from quarterdeck_agent.gpus.xids import Action, load_xids
 
 AT = datetime(2026, 11, 23, 13, 58, tzinfo=UTC)
 

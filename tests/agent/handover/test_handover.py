@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from quarterdeck_agent.drivers.base import Resources
+from quarterdeck_agent.gpus.placement import Claim, Sight
 from quarterdeck_agent.handover import Capacity, Choice, Group, Question, choose, start_times, with_pause
-from quarterdeck_agent.placement import Claim, Sight
 from quarterdeck_agent.protocol import Gpu, GpuProcess, GpuUse, Revision, Spec, StepRecord
 
 GIB = 2**30

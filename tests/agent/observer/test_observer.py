@@ -14,8 +14,8 @@ from quarterdeck_agent.clock import Clock, SystemClock
 from quarterdeck_agent.drivers.base import Engine, Found, Gateway, GatewaySeen, Inventory, Life, RoutingResources
 from quarterdeck_agent.drivers.probe import ProbeResult
 from quarterdeck_agent.errors import EngineUnresponsive, GatewayError, NotFound
+from quarterdeck_agent.gpus.placement import Sight
 from quarterdeck_agent.observer import Memory, Observer
-from quarterdeck_agent.placement import Sight
 from quarterdeck_agent.protocol import Gpu, GpuHealth, PartState
 from quarterdeck_agent.routing import Route, Target
 from quarterdeck_agent.seen import SeenReplica

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from quarterdeck_agent.drivers.base import Resources
-from quarterdeck_agent.placement import Ask, Claim, Sight
+from quarterdeck_agent.gpus.placement import Ask, Claim, Sight
 from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuProcess, GpuUse, NvLink
 
 GIB = 2**30

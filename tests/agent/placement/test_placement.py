@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from quarterdeck_agent.drivers.base import Life, Resources
-from quarterdeck_agent.placement import (
+from quarterdeck_agent.gpus.placement import (
     Sight,
     claims_of,
     never_fits,

@@ -8,7 +8,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quarterdeck_agent.placement import Claim, Sight, place
+from quarterdeck_agent.gpus.placement import Claim, Sight, place
 from quarterdeck_agent.protocol import GpuHealth
 from tests.agent.placement.rack import GIB, Card, ask, claim, sight
 

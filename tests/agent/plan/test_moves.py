@@ -225,6 +225,20 @@ def test_a_deploy_whose_gpu_gets_sick_with_no_other_fails_at_its_deadline_and_th
     assert None not in world.served
 
 
+def test_a_gpu_that_gets_sick_in_the_middle_of_a_hold_does_not_leave_nobody_to_serve() -> None:
+    world = serving(count=1)
+    deploying(world, revision(2, handover="hold"))
+    while world.on("body-2") != [0]:
+        for step in world.steps():
+            world.perform(step)
+        world.turn(0.5)
+    world.sick = {0}
+    world.run(passes=600)
+    assert world.d.live is not None and world.d.live.number == 2 and not world.d.holding
+    assert world.on("body-2") == [0] and "Check" in world.names()
+    assert world.state()[0] is DeploymentState.DEGRADED
+
+
 def test_a_rollback_to_a_warm_revision_on_a_sick_gpu_is_at_once_and_moves_then() -> None:
     world = serving(count=3, warm=600.0)
     deploying(world, revision(2, warm=600.0)).run()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from quarterdeck_agent.drivers.base import Found, GatewaySeen, Life, Resources
-from quarterdeck_agent.placement import Place
+from quarterdeck_agent.gpus.placement import Place
 from quarterdeck_agent.plan import plan
 from quarterdeck_agent.protocol import FailureReason, Gpu, GpuProcess, GpuUse, RevisionOutcome, Spec
 from quarterdeck_agent.seen import Seen, SeenReplica

@@ -14,7 +14,7 @@ import pytest
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.drivers.base import GatewaySeen, Life, Resources, RoutingResources
 from quarterdeck_agent.errors import EngineUnresponsive
-from quarterdeck_agent.placement import Sight
+from quarterdeck_agent.gpus.placement import Sight
 from quarterdeck_agent.protocol import FailureReason, OperationState
 from quarterdeck_agent.reconciler import Parts, Reconciler
 from quarterdeck_agent.seen import Seen, SeenReplica

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from quarterdeck_agent.attribution import attribute, held
 from quarterdeck_agent.board import Board
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Found
 from quarterdeck_agent.drivers.nvml_seen import NvmlSeen
 from quarterdeck_agent.drivers.processes import HostProcess
 from quarterdeck_agent.errors import AgentError
+from quarterdeck_agent.gpus.attribution import attribute, held
 from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuUse, Part, PartState
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 
-from quarterdeck_agent.placement import NOTICEABLE, Sight, gib, who
+from quarterdeck_agent.gpus.placement import NOTICEABLE, Sight, gib, who
+from quarterdeck_agent.gpus.xids import Action
 from quarterdeck_agent.protocol import Check, Gpu, GpuFacts, GpuHealth, XidEvent
-from quarterdeck_agent.xids import Action
 
 LATE = timedelta(hours=24)
 SHOWN = 5

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from quarterdeck_agent.placement import Claim
+from quarterdeck_agent.gpus.placement import Claim
 from quarterdeck_agent.protocol import Gpu, GpuHealth, GpuUse, HostStatus, Revision
 
 PREFIX = "quarterdeck_"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quarterdeck_agent.devices import OWN_SHARE, Ask, Device
 from quarterdeck_agent.drivers.base import Resources
+from quarterdeck_agent.gpus.devices import OWN_SHARE, Ask, Device
 from quarterdeck_agent.protocol import GpuProcess
 
 NOTICEABLE = 256 << 20

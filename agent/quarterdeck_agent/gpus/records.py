@@ -16,10 +16,10 @@ from typing import Protocol
 from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.nvml_seen import NvmlSeen
 from quarterdeck_agent.errors import AgentError
-from quarterdeck_agent.gpu_health import LEVELS, Record, judge, observe, trusted
+from quarterdeck_agent.gpus.health import LEVELS, Record, judge, observe, trusted
+from quarterdeck_agent.gpus.xids import XidCatalogue
 from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuUse, PartState, XidEvent
 from quarterdeck_agent.rows import GpuMemory
-from quarterdeck_agent.xids import XidCatalogue
 
 log = logging.getLogger(__name__)
 

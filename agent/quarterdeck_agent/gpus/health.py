@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from quarterdeck_agent.gpus.xids import Action
 from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuUse, XidEvent
-from quarterdeck_agent.xids import Action
 
 SLOW_FOR = 60.0
 """Seconds of throttling after which a GPU counts as degraded. Less is how a busy GPU keeps its limits."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from quarterdeck_agent.devices import (
+from quarterdeck_agent.drivers.base import Resources
+from quarterdeck_agent.gpus.devices import (
     Ask,
     Claim,
     Device,
@@ -21,9 +22,8 @@ from quarterdeck_agent.devices import (
     matches,
     really_free,
 )
-from quarterdeck_agent.drivers.base import Resources
+from quarterdeck_agent.gpus.room import NOTICEABLE, gib, needs, obstacle_on, slots_on, who
 from quarterdeck_agent.protocol import Gpu, GpuHealth, GpuProcess, GpuUse
-from quarterdeck_agent.room import NOTICEABLE, gib, needs, obstacle_on, slots_on, who
 
 __all__ = [
     "NOTICEABLE",
