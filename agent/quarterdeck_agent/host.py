@@ -440,8 +440,10 @@ class Host:
         return tuple(self.board.all(kind).values())
 
     def _capacity(self) -> Capacity:
-        memory = self._memory()
-        return Capacity(memory.total, memory.available, self._sight(), claims_of(self.observer.found()))
+        memory, claims = self._memory(), claims_of(self.observer.found())
+        known = {claim.replica for claim in claims}
+        promised = tuple(claim for claim in self.reconciler.promised if claim.replica not in known)
+        return Capacity(memory.total, memory.available, self._sight(), claims + promised)
 
     def _info(self) -> HostInfo:
         system = os.uname()

@@ -67,6 +67,8 @@ class Reconciler:
         self._applied: tuple[str, tuple[Route, ...]] | None = None
         self._finished: set[str] = set()
         self._curious: list[asyncio.Future[None]] = []
+        self.promised: tuple[Claim, ...] = ()
+        """What is about to be claimed on the GPUs, or kept for somebody, as of the last pass."""
         self.looked = asyncio.Event()
         """Set once the board tells what the engine runs."""
 
@@ -125,6 +127,7 @@ class Reconciler:
         for deployment in wanted.deployments:
             await self._take_steps(deployment, seen, now)
             seen = self._with_promises(kept, seen)
+        self.promised = seen.promised
         await self._finish_operations(wanted, seen, routed)
         await parts.reporter.publish(wanted, seen)
         self.looked.set()

@@ -56,6 +56,16 @@ def test_a_hold_says_what_it_waits_for_and_where(desk: Desk) -> None:
     assert preview.if_it_fails == "toy:1 starts again"
 
 
+def test_a_place_that_is_kept_for_another_deployment_is_no_room_beside_what_runs(desk: Desk) -> None:
+    desk.serve(desk.version("1", resources=LARGE))
+    seen(desk, Card(total=100, held=(("toy-1-0", 38),)))
+    second = DeployRequest(desk.version("2", resources=LARGE))
+    assert desk.changes.preview("deploy", "toy", second).handover == "overlap"
+    kept = Claim("gpu-0", "other 0, kept", "other", "other", 40 * GIB)
+    desk.capacity = replace(desk.capacity, claims=(*desk.capacity.claims, kept))
+    assert desk.changes.preview("deploy", "toy", second).handover == "hold"
+
+
 def test_measured_peaks_decide_and_are_named(desk: Desk) -> None:
     desk.serve(desk.version("1", resources={"gpus": 1, "vram": "60GiB"}))
     live = next(d.live for d in desk.store.wanted().deployments if d.live is not None)

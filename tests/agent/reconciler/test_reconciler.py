@@ -281,6 +281,15 @@ def test_nobody_takes_the_place_of_a_live_replica_that_is_being_buried(store: St
     assert taken(store, host) == [("Bury", "one")]
 
 
+def test_what_is_kept_is_told_to_whoever_asks_for_room(store: Store) -> None:
+    serves(store, "one")
+    ended = on_gpu("one", life=Life.EXITED, exit_code=1)
+    host = Pretended(replicas=(ended,), claims=Resources(gpus=1), sight=sight(Card()), hangs=asyncio.Event())
+    reconciler = made(store, host)
+    asyncio.run(running(reconciler, lambda: host.alive > 5))
+    assert [(claim.uuid, claim.deployment, claim.size) for claim in reconciler.promised] == [("gpu-0", "one", None)]
+
+
 def test_after_a_boot_a_rollout_does_not_take_what_another_live_revision_comes_back_to(store: Store) -> None:
     for name in ("one", "two"):
         serves(store, name)
