@@ -129,6 +129,8 @@ class Quarterdeck(App[int], inherit_bindings=False):
     @on(m.OpenLogs)
     @on(m.OpenText)
     async def _open(self, event: Message) -> None:
+        if self.screen is not self.view:
+            return  # it was typed before the dialog that has come meanwhile, and would cover it
         await self.push_screen(registry.opened(event, self.context, self.session.fleet))
         self.show_again()
 
@@ -150,7 +152,9 @@ class Quarterdeck(App[int], inherit_bindings=False):
         self.push_screen(registry.palette(self.session.fleet, here, self.context.read_only), self._typed)
 
     def _typed(self, message: Message | None) -> None:
-        if message is not None:
+        if isinstance(message, m.Ask):
+            self.ask(message)
+        elif message is not None:
             self.post_message(message)
 
     @on(m.GoBack)
@@ -169,10 +173,14 @@ class Quarterdeck(App[int], inherit_bindings=False):
 
     @on(m.Ask)
     def _asked(self, event: m.Ask) -> None:
+        self.ask(event)
+
+    def ask(self, message: m.Ask) -> None:
+        """Open the dialog of a change, at once: the next key is its. One at a time."""
         if self.context.read_only:
             self._tell("this console is read-only: nothing is changed from here", bad=True)
-        else:
-            self.push_screen(registry.dialog(event, self.context, self.session.fleet), self._wished)
+        elif self.screen is self.view:
+            self.push_screen(registry.dialog(message, self.context, self.session.fleet), self._wished)
 
     def _wished(self, wish: m.Wish | None) -> None:
         if wish is not None:

@@ -7,7 +7,7 @@ crumbs and its help; its keys are bindings with ids, so that a user can remap th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
 
 from textual import on
 from textual.app import ComposeResult
@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 
 CHANGES = frozenset({"deploy", "rollback", "scale", "restart", "stop", "remove", "push"})
 """Actions that change something: hidden and refused in a read-only console."""
+
+
+class Asking(Protocol):
+    """What the app does for a view at once, before any other key."""
+
+    def ask(self, message: m.Ask) -> None:
+        """Open the dialog of a change."""
 
 
 class View(Screen[None]):
@@ -149,6 +156,10 @@ class View(Screen[None]):
         """Say something on the event line."""
         self.query_one(EventLine).tell(text, bad, self.context.now())
 
+    def ask_for(self, message: m.Ask) -> None:
+        """Open the dialog of a change, at once: a message would let the keys typed right after reach this view."""
+        cast(Asking, self.app).ask(message)
+
     def on_resize(self) -> None:
         if self.is_mounted:
             self.show_frame()
@@ -233,10 +244,12 @@ class TargetView(View):
     ]
 
     def _asked(self, make: Callable[[tuple[m.Target, ...]], Message]) -> None:
-        if targets := self.targets():
-            self.post_message(make(targets))
-        else:
+        if not (targets := self.targets()):
             self.tell("there is no deployment under the cursor", bad=True)
+        elif isinstance(message := make(targets), m.Ask):
+            self.ask_for(message)
+        else:
+            self.post_message(message)
 
     def action_describe(self) -> None:
         self._asked(lambda targets: m.OpenDeployment(targets[0]))
@@ -248,7 +261,7 @@ class TargetView(View):
         self._asked(lambda targets: m.OpenText(targets, form))
 
     def action_deploy(self) -> None:
-        self.post_message(m.AskDeploy(self.targets()))
+        self.ask_for(m.AskDeploy(self.targets()))
 
     def action_rollback(self) -> None:
         self._asked(m.AskRollback)

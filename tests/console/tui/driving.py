@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from textual import events
 from textual.pilot import Pilot
 
 from quarterdeck_console.config import Fleet
@@ -31,6 +32,12 @@ class Driver:
 
     async def press(self, *keys: str) -> None:
         await self.pilot.press(*keys)
+        await self.pilot.pause()
+
+    async def burst(self, keys: str) -> None:
+        """Letters as a terminal hands them over that were typed ahead, or repeated: all at once."""
+        for key in keys:
+            self.app.post_message(events.Key(key, key))
         await self.pilot.pause()
 
     async def until(self, condition: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from textual.screen import Screen
 
 from quarterdeck_agent import protocol as p
 from quarterdeck_console.errors import Conflict
@@ -161,6 +162,7 @@ def test_of_many_targets_those_whose_plan_is_refused_are_left_out() -> None:
     async def story(d: Driver) -> None:
         await d.press("space", "j", "space", "T")
         await d.shows("✖ refused   busy")
+        await d.shows("y restart")
         await d.press("y")
         found = await d.until(d.simulation.changes, "the other is restarted")
         assert [target for _, target in found] == [Target("gpu-a2", "embed")]
@@ -197,6 +199,7 @@ def test_rolling_back_is_one_key_to_the_revision_before_and_the_plan_is_the_diff
         await d.press("j", "j", "R")
         await d.shows("embed:1.2 → embed:1.1")
         assert "qd rollback embed --host gpu-a2" in d.text
+        await d.shows("y roll back")
         await d.press("y")
         wish, _ = (await d.until(d.simulation.changes, "the rollback is asked for"))[0]
         assert wish.request == p.RollbackRequest()
@@ -315,3 +318,49 @@ def test_a_change_that_fails_is_told_with_what_to_do() -> None:
         await d.shows("rollback embed on gpu-a2: golden request 2 of 5 differs (see qd logs embed)")
 
     drive(story, simulation=Failing())
+
+
+@pytest.mark.parametrize("keys", ["Ryyyy", "Rq", "RXy", "Rly", "Dyq", "Tyy", "Xdy"])
+def test_what_is_typed_ahead_of_a_dialog_is_the_dialogs_and_confirms_nothing(keys: str) -> None:
+    title = {"D": "Deploy", "R": "y roll back", "T": "y restart", "X": "y stop"}[keys[0]]
+
+    async def story(d: Driver) -> None:
+        await d.press("j", "j")
+        await d.burst(keys)
+        await d.shows(title)
+        assert d.app.screen.is_modal
+        assert d.app.screen_stack[:-1] == [d.view]
+        assert not d.simulation.changes()
+
+    drive(story)
+
+
+def test_an_answer_counts_only_after_the_plan_has_been_in_sight() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("j", "j", "R")
+        await d.shows("read it first")
+        await d.burst("yyyy")
+        assert d.app.screen.is_modal
+        assert not d.simulation.changes()
+        await d.shows("y roll back")
+        await d.press("y")
+        await d.until(d.simulation.changes, "the change is asked for")
+
+    drive(story)
+
+
+def test_a_dialog_that_comes_to_light_again_has_to_be_read_again() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("j", "j", "R")
+        await d.shows("y roll back")
+        dialog = d.app.screen
+        await d.app.push_screen(Screen())
+        d.app.pop_screen()
+        await d.burst("y")
+        await d.until(lambda: d.app.screen is dialog, "the dialog is on top again")
+        await d.pilot.pause(0.05)
+        assert d.app.screen is dialog
+        assert not d.simulation.changes()
+        await d.shows("y roll back")
+
+    drive(story)

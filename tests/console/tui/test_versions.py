@@ -314,7 +314,9 @@ def test_x_removes_a_version_from_its_hosts_after_a_yes_only() -> None:
         await d.press("enter")
         await d.until(lambda: not d.app.screen.is_modal, "the dialog is gone")
         assert wants(d, "remove version") == []
-        await d.press("X", "y")
+        await d.press("X")
+        await d.shows("y remove")
+        await d.press("y")
         await d.until(lambda: wants(d, "remove version"), "it is removed")
         assert wants(d, "remove version") == [("gpu-a2", version("embed:1.1").id)]
         await d.shows("removed embed:1.1 from gpu-a2")
@@ -329,7 +331,9 @@ def test_a_version_that_is_needed_stays_and_the_host_says_why() -> None:
     async def story(d: Driver) -> None:
         await opened(d)
         await go_to(d, "embed:1.2")
-        await d.press("X", "y")
+        await d.press("X")
+        await d.shows("y remove")
+        await d.press("y")
         await d.shows("embed:1.2 stays on gpu-a2: revision 8 needs it (roll forward first)")
 
     drive(story, simulation=simulation)

@@ -67,7 +67,7 @@ class PlanDialog(Question[m.Wish]):
         self.query_one("#plan", Label).show(
             plan(event.wish.targets, event.previews, self.query_one("#dialog-plan").size.width - 1)
         )
-        self.show_answers()
+        self.come_in_sight()
 
     def typed(self) -> None:
         self._previews = None

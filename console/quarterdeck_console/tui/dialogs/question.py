@@ -14,6 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
+from textual.timer import Timer
 from textual.widgets import Input
 
 from quarterdeck_console.tui import words
@@ -24,6 +25,9 @@ from quarterdeck_console.tui.widgets.label import Label
 from quarterdeck_console.views import Severity
 
 T = TypeVar("T")
+
+SEEN = 0.3
+"""Seconds, without a `y`, that a question is in sight before a `y` answers it: what is typed ahead is no answer."""
 
 
 class Question(ModalScreen[T | None], Generic[T]):
@@ -43,6 +47,8 @@ class Question(ModalScreen[T | None], Generic[T]):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.context = context
+        self._seen = False
+        self._seeing: Timer | None = None
 
     # --- for subclasses --------------------------------------------------------------------------------------------
 
@@ -105,6 +111,23 @@ class Question(ModalScreen[T | None], Generic[T]):
         self.query_one("#dialog-command", Label).show(command)
         self.show_answers()
 
+    def on_screen_resume(self) -> None:
+        """It came to the top, perhaps from under another screen."""
+        self.come_in_sight()
+
+    def come_in_sight(self) -> None:
+        """What `y` would do is new to whoever looks: it can be answered a little later."""
+        self._seen = False
+        if self._seeing is not None:
+            self._seeing.stop()
+        self._seeing = self.set_timer(SEEN, self._has_been_seen)
+        if self.is_mounted:
+            self.show_answers()
+
+    def _has_been_seen(self) -> None:
+        self._seen = True
+        self.show_answers()
+
     def show_answers(self) -> None:
         """What `y` does now, or what it needs."""
         needed, field = self._name_needed(), self.query_one("#dialog-name-field", Field)
@@ -114,6 +137,8 @@ class Question(ModalScreen[T | None], Generic[T]):
         yes = words.joined(("y", "bold $text-warning"), (f" {self.verb}", ""))
         if needed and not self._named():
             yes = words.line("y needs the name", Severity.MUTED)
+        if not self._seen:
+            yes = words.line("read it first", Severity.MUTED)
         self.query_one("#dialog-yes", Label).show(self.missing() or yes)
 
     def _name_needed(self) -> str:
@@ -149,8 +174,10 @@ class Question(ModalScreen[T | None], Generic[T]):
             return
         if self._name_needed() and not self._named():
             self.query_one("#dialog-name").focus()
-            return
-        self._end(self.answer())
+        elif not self._seen:
+            self.come_in_sight()
+        else:
+            self._end(self.answer())
 
     def action_no(self) -> None:
         self._end(None)

@@ -306,4 +306,4 @@ class DeploymentScreen(TargetView):
         """To the revision under the cursor where that has served, else to the one that served before."""
         chosen = self.chosen
         to = chosen.number if chosen is not None and self.may_return_to(chosen) else None
-        self.post_message(m.AskRollback((self.target,), to))
+        self.ask_for(m.AskRollback((self.target,), to))

@@ -358,7 +358,7 @@ class LogsScreen(View):
         self.post_message(m.OpenDeployment(self.shown_targets[0]))
 
     def action_rollback(self) -> None:
-        self.post_message(m.AskRollback(self.shown_targets))
+        self.ask_for(m.AskRollback(self.shown_targets))
 
     # --- taking them along -----------------------------------------------------------------------------------------
 

@@ -190,7 +190,7 @@ class VersionsScreen(View):
 
     def action_deploy(self) -> None:
         chosen = self.chosen
-        self.post_message(m.AskDeploy((), chosen.label if chosen is not None else None))
+        self.ask_for(m.AskDeploy((), chosen.label if chosen is not None else None))
 
     def action_logs(self) -> None:
         if targets := self.targets():
