@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ from textual.screen import Screen
 
 from quarterdeck_agent import protocol as p
 from quarterdeck_console.errors import Conflict
-from quarterdeck_console.tui.messages import Target
-from tests.console.simulation import Simulation, fleet_file, version
+from quarterdeck_console.tui.messages import Target, Wish
+from tests.console.simulation import Simulation, fleet_file, simulated_preview, version
 from tests.console.tui.driving import Driver, drive
 
 HOSTS = ("gpu-a1", "gpu-a2", "gpu-b1", "cpu-c1")
@@ -175,6 +176,8 @@ def test_a_protected_host_wants_its_name_typed(keys: tuple[str, ...], ready: str
     async def story(d: Driver) -> None:
         await d.press(*keys)
         await d.shows("type gpu-a2 to confirm: it is protected")
+        if keys[-1] != "down":
+            await d.until(lambda: d.app.focused and d.app.focused.id == "dialog-name", "the name can be typed")
         while d.app.focused is not None and d.app.focused.id != "no":
             await d.press("tab")
         await d.press("y")
@@ -304,7 +307,6 @@ def test_a_change_that_fails_is_told_with_what_to_do() -> None:
     from collections.abc import AsyncGenerator
 
     from quarterdeck_console.errors import ChangeFailed
-    from quarterdeck_console.tui.messages import Wish
 
     class Failing(Simulation):
         async def change(self, wish: Wish, target: Target) -> AsyncGenerator[p.Operation, None]:
@@ -364,3 +366,56 @@ def test_a_dialog_that_comes_to_light_again_has_to_be_read_again() -> None:
         await d.shows("y roll back")
 
     drive(story)
+
+
+def test_a_protected_name_with_an_n_in_it_can_be_typed_at_once() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("j", "j", "T")
+        await d.shows("type gpu-n2 to confirm: it is protected")
+        await d.until(lambda: d.app.focused and d.app.focused.id == "dialog-name", "the name can be typed")
+        await d.type("gpu-n2")
+        await d.shows("y restart")
+        await d.press("y")
+        await d.until(d.simulation.changes, "the change is asked for")
+
+    simulation = Simulation()
+    simulation.status = {name.replace("a2", "n2"): each for name, each in simulation.status.items()}
+    drive(story, simulation=simulation, fleet=fleet_file(simulation.status, protected=("gpu-n2",)))
+
+
+def test_stopping_and_removing_say_that_nobody_is_answered_any_more() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "j", "X"), "y stop")
+        assert "nothing serves it: requests are answered 503" in d.text
+        assert "no pause" not in d.text
+        await d.press("n")
+        await opened(d, ("colon", *"rm embed", "enter"), "y remove")
+        assert "nothing serves it any more" in d.text
+
+    drive(story)
+
+
+def test_a_plan_is_as_wide_as_the_dialog_also_after_the_terminal_was_resized() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "R"), "y roll back")
+        wide = d.line_with("handover")
+        assert "0123456789" in wide
+        await d.pilot.resize_terminal(60, 24)
+        await d.until(lambda: "│             a-" in d.text, "the rest of the line is below its beginning")
+
+    why = "a-" * 15 + " " + "a-" * 8 + "0123456789"
+    target = Target("gpu-a1", "reranker")
+    preview = replace(simulated_preview(Wish("rollback", (target,), p.RollbackRequest()), target), why=why)
+    drive(story, simulation=Simulation(previews={target: preview}), size=(120, 32))
+
+
+def test_rolling_back_says_which_revision_is_the_one_before() -> None:
+    target = Target("gpu-a2", "embed")
+    preview = simulated_preview(Wish("rollback", (target,), p.RollbackRequest()), target)
+
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "j", "R"), "y roll back")
+        await d.until(lambda: d.line_with("the one before"), "it is said")
+        await d.shows("7: embed:1.1, ")
+
+    drive(story, simulation=Simulation(previews={target: replace(preview, command="qd rollback embed --to 7")}))

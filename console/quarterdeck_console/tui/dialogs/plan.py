@@ -43,6 +43,13 @@ class PlanDialog(Question[m.Wish]):
     def learn(self) -> None:
         """`self.fleet` is newer than before: a form may have more to offer."""
 
+    def planned(self) -> None:
+        """The plan is there: `self.commands()` say in full what was left to the host."""
+
+    def commands(self) -> tuple[str, ...]:
+        """The commands that the hosts say their plans are of, of those that have one."""
+        return tuple(each.command for each in self._previews or () if isinstance(each, Preview))
+
     # --- the plan --------------------------------------------------------------------------------------------------
 
     def renew(self) -> None:
@@ -64,10 +71,22 @@ class PlanDialog(Question[m.Wish]):
         if event.wish is not self._asked:
             return
         self._previews = event.previews
-        self.query_one("#plan", Label).show(
-            plan(event.wish.targets, event.previews, self.query_one("#dialog-plan").size.width - 1)
-        )
+        self._show_plan()
+        self.planned()
         self.come_in_sight()
+
+    def _show_plan(self) -> None:
+        if self._asked is not None and self._previews is not None:
+            width = self.query_one("#dialog-plan").size.width - 1
+            self.query_one("#plan", Label).show(plan(self._asked, self._previews, width))
+
+    def on_resize(self) -> None:
+        """Its lines are as long as the dialog is wide."""
+        self.call_after_refresh(self._wrap_plan)
+
+    def _wrap_plan(self) -> None:
+        if self.is_current:
+            self._show_plan()
 
     def typed(self) -> None:
         self._previews = None

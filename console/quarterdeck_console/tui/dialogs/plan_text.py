@@ -12,19 +12,25 @@ from quarterdeck_console import views
 from quarterdeck_console.clean import clean_line
 from quarterdeck_console.errors import ConsoleError
 from quarterdeck_console.tui import words
-from quarterdeck_console.tui.messages import Target
+from quarterdeck_console.tui.messages import Kind, Wish
 from quarterdeck_console.views import Severity
 
 NAME = 12
 
+ENDS: dict[Kind, str] = {
+    "stop": "nothing serves it: requests are answered 503 until it is deployed or rolled back",
+    "remove": "nothing serves it any more: requests are answered 404",
+}
+"""What whoever calls the model notices of a change that ends it."""
 
-def plan(targets: Sequence[Target], previews: Sequence[Preview | ConsoleError], width: int) -> Content:
+
+def plan(wish: Wish, previews: Sequence[Preview | ConsoleError], width: int) -> Content:
     """What would happen on each target, or why that is not known, in lines of at most `width` columns."""
     parts: list[Content] = []
-    for target, preview in zip(targets, previews, strict=True):
-        if len(targets) > 1:
+    for target, preview in zip(wish.targets, previews, strict=True):
+        if len(wish.targets) > 1:
             parts.append(words.line(f"{target.name} on {target.host}", "bold"))
-        pairs = _refused(preview) if isinstance(preview, ConsoleError) else _lines(preview)
+        pairs = _refused(preview) if isinstance(preview, ConsoleError) else _lines(preview, wish.kind)
         parts += [line for pair in pairs for line in _wrapped(*pair, width)]
     return words.lines(parts)
 
@@ -37,8 +43,11 @@ def _refused(error: ConsoleError) -> list[Pair]:
     return [*lines, _pair("", error.hint, Severity.MUTED)] if error.hint else lines
 
 
-def _lines(preview: Preview) -> list[Pair]:
-    lines = [_pair("handover", f"{preview.handover}: {preview.why}"), _pair("expected", pause(preview.expected_pause))]
+def _lines(preview: Preview, kind: Kind) -> list[Pair]:
+    lines = [
+        _pair("handover", f"{preview.handover}: {preview.why}"),
+        _pair("expected", ENDS.get(kind) or pause(preview.expected_pause)),
+    ]
     for index, change in enumerate(preview.changes or ()):
         lines.append(_pair("changes" if index == 0 else "", views.change(change), Severity.BUSY))
     if not preview.changes:

@@ -123,6 +123,12 @@ class Question(ModalScreen[T | None], Generic[T]):
         self._seeing = self.set_timer(SEEN, self._has_been_seen)
         if self.is_mounted:
             self.show_answers()
+            self.call_after_refresh(self._go_to_name)
+
+    def _go_to_name(self) -> None:
+        """Where a name is needed and nothing else is left to fill in, it can be typed at once: an n in it is no No."""
+        if self.is_current and self._name_needed() and not self._named() and self.focused is self.query_one("#no"):
+            self.query_one("#dialog-name").focus()
 
     def _has_been_seen(self) -> None:
         self._seen = True

@@ -30,7 +30,7 @@ class RollbackDialog(PlanDialog):
         return f"Roll back {', '.join(f'{each.name} on {each.host}' for each in self._targets)}"
 
     def form(self) -> ComposeResult:
-        yield Field("to revision", "to", LAST if self._to is None else str(self._to), [LAST])
+        yield Field("revision", "to", LAST if self._to is None else str(self._to), [LAST])
 
     def begin(self) -> None:
         self.query_one("#no").focus()
@@ -58,12 +58,25 @@ class RollbackDialog(PlanDialog):
 
     def _show_which(self) -> None:
         field = self.query_one("#to-field", Field)
-        chosen = self._revisions.get(self.value("to"))
+        typed = self.value("to")
+        number = self._before() if typed in ("", LAST) else typed
+        chosen = self._revisions.get(number)
         if chosen is not None:
             ago = views.age(chosen.created_at, self.context.now())
-            field.show_hint(f"{chosen.spec.label}, {ago} ago by {chosen.by}")
+            which = "" if number == typed else f"{number}: "
+            field.show_hint(f"{which}{chosen.spec.label}, {ago} ago by {chosen.by}")
         else:
             field.show_hint("↑ ↓ choose another" if self._revisions else "")
+
+    def planned(self) -> None:
+        self._show_which()
+
+    def _before(self) -> str:
+        """The revision that the host would go back to by itself, as its plan says it."""
+        for command in self.commands():
+            _, _, number = command.partition(" --to ")
+            return number.strip()
+        return ""
 
     def wish(self) -> m.Wish | str:
         typed = self.value("to")
