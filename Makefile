@@ -21,8 +21,14 @@ $(VENV)/.dev: $(VENV)/.base
 demo: $(VENV)/.base ## train, push, deploy, upgrade under load, refuse a bad version, roll back
 	$(BIN)/qd demo $(DEMO)
 
-test: $(VENV)/.dev ## all tests; those of containers too where a Docker Engine answers
+# Whole hosts take both cores of a small machine; what is smaller is tested two at a time.
+test: $(VENV)/.dev ## all tests, or TESTS=path; those of containers too where a Docker Engine answers
+ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
+else
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/end_to_end
+	$(BIN)/python -m pytest tests/end_to_end
+endif
 
 check: $(VENV)/.dev ## lint, types, architecture
 	$(BIN)/ruff check .

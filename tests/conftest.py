@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
+import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from quarterdeck_agent.drivers import docker_socket
 from tests.nvml.fake import FakeNvml, compiler, loaded
 
 DOCKER_URL = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
@@ -17,18 +21,17 @@ REQUIRED = os.environ.get("QUARTERDECK_REQUIRE_DOCKER") == "1"
 
 def _docker_missing() -> str | None:
     """Why there is no Docker Engine to test with, `None` when there is one."""
-    import docker
-    from docker.errors import DockerException
-
     try:
-        client = docker.APIClient(base_url=DOCKER_URL, timeout=5)
-        try:
-            client.ping()
-        finally:
-            client.close()
-    except DockerException as error:
+        docker_socket.get(DOCKER_URL, "/version")
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"no Docker Engine answers on {DOCKER_URL} ({type(error).__name__})"
     return None if shutil.which("busybox") else "busybox is not installed, and test images are made of it"
+
+
+def pytest_configure() -> None:
+    """Let ctrl-c reach what tests start: in the background of a shell it is ignored, and children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,33 +44,35 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     if REQUIRED:
         raise pytest.UsageError(f"QUARTERDECK_REQUIRE_DOCKER=1, but {missing}")
-    config.stash[LEFT_OUT] = f"{len(of_docker)} tests of containers were LEFT OUT: {missing}"
     for item in of_docker:
-        item.add_marker(pytest.mark.skip(reason=missing))
+        item.add_marker(pytest.mark.skip(reason=f"{LEFT_OUT} {missing}"))
 
 
-LEFT_OUT = pytest.StashKey[str]()
-NO_COMPILER = pytest.StashKey[str]()
+LEFT_OUT = "left out:"
+"""How the reasons begin that are told at the end as well, in large."""
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    missing = [text for key in (LEFT_OUT, NO_COMPILER) if (text := config.stash.get(key, None))]
-    if missing:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = Counter(
+        str(report.longrepr[2]).partition(LEFT_OUT)[2].strip()
+        for report in terminalreporter.stats.get("skipped", ())
+        if isinstance(report.longrepr, tuple) and LEFT_OUT in str(report.longrepr[2])
+    )
+    if reasons:
         terminalreporter.section("not tested", sep="!", red=True, bold=True)
-        for text in missing:
-            terminalreporter.line(text)
+        for reason, count in reasons.items():
+            terminalreporter.line(f"{count} tests were LEFT OUT: {reason}")
 
 
 @pytest.fixture
-def nvml_compiler(request: pytest.FixtureRequest) -> str:
+def nvml_compiler() -> str:
     """The C compiler that the fake NVML is built with; its absence is loud, or a failure where the machine is ours."""
     found = compiler()
     if found is None:
-        text = "tests of GPUs were LEFT OUT: no C compiler to build the fake NVML with (install gcc and libc6-dev)"
+        text = "no C compiler to build the fake NVML of the tests of GPUs with (install gcc and libc6-dev)"
         if REQUIRED:
             pytest.fail(text)
-        request.config.stash[NO_COMPILER] = text
-        pytest.skip(text)
+        pytest.skip(f"{LEFT_OUT} {text}")
     return found
 
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import tarfile
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -112,15 +113,17 @@ def registry(folder: Path) -> Iterator[Registry]:
 def daemon(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A private dockerd without networking, for tests that stop or kill it: its address and its process.
 
-    In a network name space of its own: a daemon without a bridge removes the docker0 that another one uses.
+    In a network name space of its own: a daemon without a bridge removes the docker0 that another one uses. Its sockets
+    lie in a folder with a short name: the path of one may have 107 bytes.
     """
-    address = f"unix://{folder / 'docker.sock'}"
+    short = Path(tempfile.mkdtemp(prefix="qd-"))
+    address = f"unix://{short / 'docker.sock'}"
     words: Sequence[str] = (
         "unshare",
         "--net",
         "dockerd",
         f"--data-root={folder / 'data'}",
-        f"--exec-root={folder / 'exec'}",
+        f"--exec-root={short / 'exec'}",
         f"--pidfile={folder / 'docker.pid'}",
         "--bridge=none",
         "--iptables=false",
@@ -138,8 +141,9 @@ def daemon(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[
             process.send_signal(18)  # SIGCONT, should a test have left it stopped
             process.terminate()
             process.wait(30)
-        for mount in ("data", "exec"):
-            subprocess.run(["umount", "-R", "-l", str(folder / mount)], capture_output=True, timeout=30, check=False)
+        for mount in (folder / "data", short / "exec"):
+            subprocess.run(["umount", "-R", "-l", str(mount)], capture_output=True, timeout=30, check=False)
+        shutil.rmtree(short, ignore_errors=True)
 
 
 def wait_for_daemon(address: str, process: subprocess.Popen[bytes], seconds: float = 30) -> None:
