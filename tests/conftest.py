@@ -29,21 +29,24 @@ def _docker_missing() -> str | None:
 
 
 def pytest_configure() -> None:
-    """Let ctrl-c reach what tests start: in the background of a shell it is ignored, and children inherit that."""
+    """Begin only with the engine that was promised, and let ctrl-c reach what tests start.
+
+    In the background of a shell ctrl-c is ignored, and children inherit that.
+    """
+    if REQUIRED and (missing := _docker_missing()) is not None:
+        raise pytest.UsageError(f"QUARTERDECK_REQUIRE_DOCKER=1, but {missing}")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests of containers out where there is no engine, or fail them where one was promised."""
+    """Leave tests of containers out where there is no engine."""
     of_docker = [item for item in items if item.get_closest_marker("docker")]
     if not of_docker:
         return
     missing = _docker_missing()
     if missing is None:
         return
-    if REQUIRED:
-        raise pytest.UsageError(f"QUARTERDECK_REQUIRE_DOCKER=1, but {missing}")
     for item in of_docker:
         item.add_marker(pytest.mark.skip(reason=f"{LEFT_OUT} {missing}"))
 
