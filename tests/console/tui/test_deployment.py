@@ -360,6 +360,57 @@ def test_l_opens_the_logs_of_the_revision() -> None:
     drive(story)
 
 
+def test_l_on_a_revision_that_was_rolled_back_to_opens_the_logs_of_the_replicas_that_serve_it() -> None:
+    simulation = Simulation()
+    detail = revisions_of(EMBED, simulation)
+    back = tuple(replace(each, rollback_of=7) if each.number == 8 else each for each in detail.revisions)
+    simulation.details[EMBED] = replace(detail, revisions=back)
+    status = simulation.status[EMBED.host]
+    simulation.status[EMBED.host] = replace(
+        status,
+        deployments=tuple(
+            replace(each, replicas=tuple(replace(one, revision=7) for one in each.replicas))
+            if each.name == EMBED.name
+            else each
+            for each in status.deployments
+        ),
+    )
+
+    async def story(d: Driver) -> None:
+        found = await opened(d)
+        found.main.move_to(("8",))
+        await d.until(lambda: found.chosen is not None and found.chosen.number == 8, "the live one is chosen")
+        await d.press("l")
+        await d.until(lambda: any(kind == "logs" for kind, _ in d.simulation.asked), "logs are asked for")
+        wish = next(what for kind, what in d.simulation.asked if kind == "logs")
+        assert wish.revision == 7
+
+    drive(story, simulation=simulation)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "said"),
+    [
+        (p.FailureReason.EXITED, "exited with code 41", "✖ exited with code 41"),
+        (p.FailureReason.EXITED, "killed by signal 9", "✖ exited: killed by signal 9"),
+        (p.FailureReason.NEVER_READY, "not ready after 60 s", "✖ never ready: not ready after 60 s"),
+    ],
+)
+def test_a_failure_is_not_said_twice(reason: p.FailureReason, message: str, said: str) -> None:
+    simulation = Simulation()
+    detail = revisions_of(EMBED, simulation)
+    failure = p.Failure(NOW, "start", reason, message, exit_code=41)
+    newest = replace(detail.revisions[0], outcome=p.RevisionOutcome.FAILED, failure=failure)
+    simulation.details[EMBED] = replace(detail, revisions=(newest, *detail.revisions[1:]))
+
+    async def story(d: Driver) -> None:
+        await opened(d)
+        assert said in row(d, newest.number)
+        await d.until(lambda: f"{said}\n" in pane(d) + "\n", "the record of it says the same")
+
+    drive(story, simulation=simulation, size=(200, 50))
+
+
 @pytest.mark.parametrize(("key", "shown"), [("y", "name: embed"), ("J", '"name": "embed"')])
 def test_y_and_j_show_it_as_text(key: str, shown: str) -> None:
     async def story(d: Driver) -> None:

@@ -573,3 +573,20 @@ def test_hostile_lines_are_text_and_do_nothing() -> None:
     error = LogEntry(EMBED, error=Unreachable(HOSTILE, hint=HOSTILE))
     entries = (entry(1, HOSTILE), note, error, entry(2, HOSTILE, dropped=3), entry(3, HOSTILE, replica=HOSTILE))
     drive(story, simulation=simulation(*entries), size=(200, 40))
+
+
+def test_a_stream_that_has_no_line_is_followed_and_there_is_nothing_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def story(d: Driver) -> None:
+        d.app.post_message(m.OpenLogs((EMBED,)))
+        await d.shows("◌ asking")
+        await d.shows("● following")
+        assert "no lines yet" in d.text
+        await d.press("o")
+        await d.shows("there is nothing to save")
+
+    drive(story, simulation=simulation())
+    assert not list(tmp_path.iterdir())

@@ -166,7 +166,8 @@ def _last_state(each: DeploymentStatus, now: datetime) -> str:
 def failed(failure: Failure) -> str:
     """A failure in one line: `refused: golden request 2 of 5 differs`."""
     word = "refused" if failure.reason == FailureReason.GOLDEN_MISMATCH else str(failure.reason).replace("_", " ")
-    return clean_line(f"{word}: {failure.message}")
+    told = failure.message.removeprefix(f"{word} ")
+    return clean_line(f"{word} {told}" if told != failure.message else f"{word}: {told}")
 
 
 def _replicas(each: DeploymentStatus) -> Severity:

@@ -68,6 +68,9 @@ PRESETS = (
     Preset("1h", "last hour", 60),
 )  # fmt: skip
 
+QUIET = 2.0
+"""Seconds without a line, a cut or an end after which a stream counts as followed."""
+
 
 class LogsScreen(View):
     """Opened from anywhere with `OpenLogs`. The digits are k9s's: 0 the newest lines, 1 the oldest, 2-6 ever more."""
@@ -184,8 +187,16 @@ class LogsScreen(View):
             previous=self.previous, follow=not (self.previous or self.preset.head),
         )  # fmt: skip
         self.post_message(m.WantLogs(self, self._wish))
+        wish = self._wish
+        self.set_timer(QUIET, lambda: self._quiet(wish))
         self._show_state()
         self.show_keys()
+
+    def _quiet(self, wish: m.LogWish) -> None:
+        """A stream that is there and has no line says nothing: nobody waits for an answer any more."""
+        if self.asked and self._wish is wish:
+            self.asked = False
+            self._show_state()
 
     @on(m.LogsCame)
     def _came(self, event: m.LogsCame) -> None:
@@ -386,6 +397,9 @@ class LogsScreen(View):
         """All lines that the filter lets through, with their times and where they are from."""
         view = self.log_view
         rows = tuple(view.rows.shown)
+        if not rows:
+            self.tell("there is nothing to save", bad=True)
+            return
         text = "\n".join(_saved(row, self.sources.label(row.source)) for row in rows) + "\n"
         self._save(text, f"{count(len(rows), 'line')} ")
 

@@ -71,11 +71,17 @@ def _step(step: StepRecord, width: int, now: datetime) -> Content:
     )
 
 
+def _what(found: Failure) -> str:
+    """`exited with code 1`, which needs no "exited:" before it; `golden mismatch: request 2 of 5 differs`."""
+    word = str(found.reason).replace("_", " ")
+    return found.message if found.message.startswith(f"{word} ") else f"{word}: {found.message}"
+
+
 def failure(found: Failure, which: str, now: datetime) -> list[Content]:
     """The record that is kept after the replica is gone."""
     lines = [
         heading(f"FAILURE of {which}"),
-        words.line(f"✖ {str(found.reason).replace('_', ' ')}: {found.message}", Severity.BAD),
+        words.line(f"✖ {_what(found)}", Severity.BAD),
         pair("step", f"{found.step}, {marks.since(found.at, now)} ago"),
     ]
     if found.exit_code is not None or found.signal is not None:
