@@ -114,6 +114,23 @@ def test_space_selects_and_verbs_are_about_the_selection() -> None:
     drive(story)
 
 
+def test_a_click_goes_to_a_place_and_opens_the_help() -> None:
+    async def story(d: Driver) -> None:
+        for place in ("versions", "operations", "gpus", "fleet"):
+            at = d.text.splitlines()[1].lower().index(place)
+            await d.pilot.click(offset=(at + 1, 1))
+            await d.pilot.pause()
+            assert d.view.place == place
+        await d.pilot.click(offset=(60, 1))
+        await d.pilot.click(offset=(60, 0))
+        assert d.view.place == "fleet"
+        assert not d.app.screen.is_modal
+        await d.pilot.click(offset=(d.text.splitlines()[0].index("? help"), 0))
+        await d.until(lambda: d.app.screen.is_modal, "the help is open")
+
+    drive(story, size=(160, 40))
+
+
 def test_the_mouse_moves_the_cursor_sorts_by_header_and_opens_with_a_second_click() -> None:
     async def story(d: Driver) -> None:
         await d.pilot.click("#deployments", offset=(14, 3))

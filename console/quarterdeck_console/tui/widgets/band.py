@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from quarterdeck_console import gpus
 from quarterdeck_console.state import FleetState
+from quarterdeck_console.tui import messages as m
 from quarterdeck_console.tui import words
 from quarterdeck_console.tui.context import Context
 from quarterdeck_console.tui.widgets.label import Label
 from quarterdeck_console.views import Severity, count, severity
 
-PLACES = (
+PLACES: tuple[tuple[str, m.Place, str], ...] = (
     ("1", "fleet", "Fleet"),
     ("2", "versions", "Versions"),
     ("3", "operations", "Operations"),
     ("4", "gpus", "GPUs"),
 )
+
+
+HELP = "? help "
 
 
 class Band(Vertical):
@@ -51,7 +56,7 @@ class Band(Vertical):
             parts.append((" read-only ", "bold reverse"))
         parts += [("  ", ""), *_counts(fleet, wide), *_troubles(fleet)]
         text = words.joined(*parts)
-        clock = f"{context.now().astimezone():%H:%M:%S}  ⟳ {refresh:g}s  ? help "
+        clock = f"{context.now().astimezone():%H:%M:%S}  ⟳ {refresh:g}s  {HELP}"
         room = self.app.size.width - text.cell_length - len(clock)
         if room < 1:
             clock = f"{context.now().astimezone():%H:%M:%S} "
@@ -72,6 +77,23 @@ class Band(Vertical):
         if note:
             parts.append((f"  {note}", Severity.WARNING))
         self.query_one("#band-place", Label).show(words.joined(*parts))
+
+    def on_click(self, event: events.Click) -> None:
+        """A place is gone to, and the word help opens it."""
+        offset = event.screen_offset - self.region.offset
+        if offset.y == 0:
+            if self._says_help() and offset.x >= self.size.width - len(HELP):
+                self.post_message(m.OpenHelp())
+            return
+        at = 1
+        for key, name, title in PLACES:
+            width = len(title) + (len(key) + 1 if self._numbered else 0)
+            if at <= offset.x < at + width:
+                self.post_message(m.OpenPlace(name))
+            at += width + 2
+
+    def _says_help(self) -> bool:
+        return self.query_one("#band-fleet", Label).shown.plain.endswith(HELP)
 
 
 def _counts(fleet: FleetState, wide: bool) -> list[tuple[str, str | Severity]]:
