@@ -15,13 +15,13 @@ from typing import Any
 
 from quarterdeck_agent.bundle import ModelConfig, check_env, check_name, diff, parse, shown
 from quarterdeck_agent.catalogue import Catalogue, Launch
+from quarterdeck_agent.counts import rolling
 from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.errors import Conflict, InvalidInput, NotFound
 from quarterdeck_agent.gpus.placement import gib, never_fits, place_names
 from quarterdeck_agent.gpus.torch_build import TorchBuild, unsupported
 from quarterdeck_agent.handover import Capacity, Choice, Group, Question, choose, grow, start_times, with_pause
 from quarterdeck_agent.performing import Recipe
-from quarterdeck_agent.plan import rolling
 from quarterdeck_agent.protocol import (
     AnyRequest,
     Change,

@@ -19,7 +19,7 @@ from quarterdeck_agent.clock import Clock
 from quarterdeck_agent.drivers.base import Engine, Found, Progress, ReplicaSpec, Resources
 from quarterdeck_agent.errors import AgentError, EngineUnresponsive, StartRefused
 from quarterdeck_agent.failpoints import failpoint
-from quarterdeck_agent.plan import place_lost
+from quarterdeck_agent.places import place_lost
 from quarterdeck_agent.protocol import Failure, FailureReason, Gpu
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.staging import staged_reader, with_golden

@@ -12,13 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from quarterdeck_agent.clock import Clock
+from quarterdeck_agent.counts import rolling
 from quarterdeck_agent.drivers.base import Gateway, Resources, RoutingResources
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.failpoints import failpoint
 from quarterdeck_agent.gpus.placement import Claim
 from quarterdeck_agent.observer import Observer
 from quarterdeck_agent.performing import Performer
-from quarterdeck_agent.plan import ask_of, either, kept_for_hold, kept_places, plan, rolling, room_by, warm_on_gpus
+from quarterdeck_agent.places import ask_of, either, kept_for_hold, kept_places, room_by, warm_on_gpus
+from quarterdeck_agent.plan import plan
 from quarterdeck_agent.protocol import OperationState
 from quarterdeck_agent.reporting import Reporter
 from quarterdeck_agent.routing import Route

@@ -14,11 +14,12 @@ from typing import Literal
 from quarterdeck_agent.board import Board
 from quarterdeck_agent.bundle import public, public_version
 from quarterdeck_agent.clock import Clock
+from quarterdeck_agent.counts import rolling
 from quarterdeck_agent.drivers.base import Progress, Resources
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.observer import Observer
 from quarterdeck_agent.performing import Recipe
-from quarterdeck_agent.plan import rolling, waits_for
+from quarterdeck_agent.places import waits_for
 from quarterdeck_agent.protocol import DeploymentStatus, Failure, Operation, Revision, RevisionOutcome, StepRecord
 from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.status import Facts, Phase, at_rest, deployment_status, rollout_phase

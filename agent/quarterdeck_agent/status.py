@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from quarterdeck_agent.drivers.base import Life
-from quarterdeck_agent.gpus.placement import device_name
-from quarterdeck_agent.plan import (
+from quarterdeck_agent.counts import (
     counts_wanted,
     given_up,
     is_staged,
@@ -17,6 +15,8 @@ from quarterdeck_agent.plan import (
     rolling,
     warm_left,
 )
+from quarterdeck_agent.drivers.base import Life
+from quarterdeck_agent.gpus.placement import device_name
 from quarterdeck_agent.protocol import (
     DeploymentState,
     DeploymentStatus,

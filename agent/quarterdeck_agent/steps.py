@@ -12,6 +12,9 @@ from quarterdeck_agent.drivers.base import Found
 from quarterdeck_agent.protocol import FailureReason
 from quarterdeck_agent.wanted import WantedRevision
 
+STOP_GRACE = 10.0
+"""Seconds a replica has to end by itself before it is killed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:

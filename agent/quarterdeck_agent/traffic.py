@@ -5,7 +5,7 @@ What the gateway's own configuration then looks like stands in `routing.py`.
 
 from __future__ import annotations
 
-from quarterdeck_agent.plan import counts_wanted, given_up, rolling, surplus
+from quarterdeck_agent.counts import counts_wanted, given_up, rolling, surplus
 from quarterdeck_agent.routing import Route, Target
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.wanted import Wanted, WantedDeployment, WantedRevision

@@ -24,7 +24,7 @@ import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
 from quarterdeck_agent.clock import Clock
-from quarterdeck_agent.drivers import container, gpu_door, image, placement
+from quarterdeck_agent.drivers import cgroup_folders, container, gpu_door, image
 from quarterdeck_agent.drivers.base import Foreign, Found, Inventory, Life, Progress, ReplicaSpec, Report
 from quarterdeck_agent.errors import EngineError, EngineUnresponsive, StartRefused
 from quarterdeck_agent.failpoints import failpoint
@@ -209,11 +209,11 @@ class DockerEngine:
         port = int(values[container.PREFIX + "port"])
         code = state.get("ExitCode") if life is Life.EXITED else None
         killed = code is not None and 128 < code <= 128 + 64
-        groups = placement.of_process(state["Pid"]) if state.get("Pid") else {}
+        groups = cgroup_folders.of_process(state["Pid"]) if state.get("Pid") else {}
         claim = values.get(container.CLAIM, "")
         # A daemon in another machine or pid name space gives pids that mean somebody else here.
         ours = any(made["Id"] in str(path) for path in groups.values())
-        began = placement.started(state["Pid"]) if ours else None
+        began = cgroup_folders.started(state["Pid"]) if ours else None
         return Found(
             id=values[container.REPLICA],
             deployment=values[container.PREFIX + "deployment"],

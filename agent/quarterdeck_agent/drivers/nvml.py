@@ -18,10 +18,10 @@ from time import monotonic
 from typing import Any
 
 from quarterdeck_agent.clock import Clock, SystemClock
+from quarterdeck_agent.drivers.lane import Lane, finished
 from quarterdeck_agent.drivers.nvml_device import Device, DeviceSeen, without_gauges
 from quarterdeck_agent.drivers.nvml_events import WAIT
 from quarterdeck_agent.drivers.nvml_gpus import LOST_RETRY, RENEW, RETRY, Gpus, Turn
-from quarterdeck_agent.drivers.nvml_lane import Lane, finished
 from quarterdeck_agent.drivers.nvml_library import gpu_nodes
 from quarterdeck_agent.drivers.nvml_seen import NvmlEvent, NvmlProcess, NvmlSeen
 from quarterdeck_agent.protocol import GpuHealth, PartState

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quarterdeck_agent.clock import Clock
-from quarterdeck_agent.drivers import logfile, placement
+from quarterdeck_agent.drivers import cgroup_folders, logfile
 from quarterdeck_agent.drivers.base import Foreign, Found, Inventory, Life, ReplicaSpec, Report, expand
 from quarterdeck_agent.errors import EngineError, EngineUnresponsive, InvalidInput, NoSpace, StartRefused
 from quarterdeck_agent.failpoints import failpoint
@@ -314,7 +314,7 @@ class ProcessEngine:
             "log_count": logfile.FILE_COUNT,
             "memory": spec.resources.memory,
             "cores": list(memo.cores),
-            "cgroups": placement.own_children(f"quarterdeck-{spec.id}"),
+            "cgroups": cgroup_folders.own_children(f"quarterdeck-{spec.id}"),
         }
 
     def _wait_for_shim(self, memo: Memo) -> Found:
@@ -373,7 +373,7 @@ class ProcessEngine:
     def _delete(self, name: str) -> None:
         running = self._running.get(name)
         for path in (running.held["cgroups"] if running else {}).values():
-            placement.remove(Path(path))
+            cgroup_folders.remove(Path(path))
         # Renamed first: what a crash leaves half deleted is no replica any more.
         trash = self._folder.parent / f".{self._folder.name}-{name}-removed"
         shutil.rmtree(trash, ignore_errors=True)

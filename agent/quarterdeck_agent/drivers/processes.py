@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quarterdeck_agent.drivers.nvml_lane import Lane, finished
+from quarterdeck_agent.drivers.lane import Lane, finished
 
 DEADLINE = 1.0
 """Reading the command of a process whose memory a driver holds locked may hang for as long as the driver does."""

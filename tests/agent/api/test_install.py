@@ -13,7 +13,7 @@ import pytest
 
 from quarterdeck_agent import settings
 from quarterdeck_agent.__main__ import main
-from quarterdeck_agent.drivers.placement import LEAF
+from quarterdeck_agent.drivers.cgroup_folders import LEAF
 from quarterdeck_agent.errors import SettingsError
 from quarterdeck_agent.install import AGENT_UNIT, GATEWAY_UNIT, Unit, install, units
 from quarterdeck_agent.notify import Notifier

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from quarterdeck_agent.counts import counts_wanted, next_start, recent_crashes, warm_left
 from quarterdeck_agent.drivers.base import Resources
-from quarterdeck_agent.plan import counts_wanted, next_start, recent_crashes, warm_left
 from quarterdeck_agent.status import Facts, deployment_status
 from quarterdeck_agent.wanted import Instant, WantedDeployment
 from tests.agent.plan.world import BOOT, World, deploying, revision, serving

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quarterdeck_agent.drivers.base import Life, Resources
-from quarterdeck_agent.plan import ask_of, kept_places, place_lost, plan, room_by, waits_for, warm_on_gpus
+from quarterdeck_agent.places import ask_of, kept_places, place_lost, room_by, waits_for, warm_on_gpus
+from quarterdeck_agent.plan import plan
 from quarterdeck_agent.protocol import FailureReason, RevisionOutcome
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.steps import Cool, Fail, Hold, Promote, Start, Stop

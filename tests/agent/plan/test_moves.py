@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quarterdeck_agent.counts import on_ailing
 from quarterdeck_agent.drivers.base import Life, Resources
-from quarterdeck_agent.plan import MOST_CURES, on_ailing, plan, waits_for
+from quarterdeck_agent.places import waits_for
+from quarterdeck_agent.plan import MOST_CURES, plan
 from quarterdeck_agent.protocol import DeploymentState, FailureReason, Gpu, GpuHealth, GpuUse
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.status import Facts, deployment_status

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quarterdeck_agent.counts import CRASHES_TO_FAIL, next_start
 from quarterdeck_agent.drivers.base import Life, Resources
-from quarterdeck_agent.plan import CRASHES_TO_FAIL, next_start, plan
+from quarterdeck_agent.plan import plan
 from quarterdeck_agent.protocol import FailureReason, Gpu, RevisionOutcome
 from quarterdeck_agent.steps import Bury, Fail, Hold, Promote, Stage, Start, Stop
 from quarterdeck_agent.traffic import route

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quarterdeck_agent.clock import SystemClock
-from quarterdeck_agent.drivers import placement
+from quarterdeck_agent.drivers import cgroup_folders
 from quarterdeck_agent.drivers.base import Found, Life
 from quarterdeck_agent.drivers.cgroup import CgroupReader
 from quarterdeck_agent.drivers.host import HostReader, clock_synchronised
@@ -91,13 +91,13 @@ def test_a_replica_that_ended_is_left_out() -> None:
 
 
 @pytest.mark.skipif(
-    os.geteuid() != 0 or placement.is_unified() or not os.access("/sys/fs/cgroup/memory", os.W_OK),
+    os.geteuid() != 0 or cgroup_folders.is_unified() or not os.access("/sys/fs/cgroup/memory", os.W_OK),
     reason="needs cgroup v1 and the right to make groups",
 )
 def test_a_real_cgroup_version_1_is_read(process: Callable[[str], subprocess.Popen[str]]) -> None:
     child = process(BURN)
     name = f"quarterdeck-test-{child.pid}"
-    folders = {ours: placement.mount_of(theirs) / name for ours, theirs in placement.CONTROLLERS.items()}
+    folders = {ours: cgroup_folders.mount_of(theirs) / name for ours, theirs in cgroup_folders.CONTROLLERS.items()}
     try:
         for folder in folders.values():
             folder.mkdir()
