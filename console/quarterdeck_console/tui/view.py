@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -176,6 +176,15 @@ class View(Screen[None]):
 
     def action_filter(self) -> None:
         self.query_one(FilterLine).open()
+
+    def on_key(self, event: events.Key) -> None:
+        """A key that is not there in a read-only console says why nothing happens."""
+        if self.context.read_only and event.is_printable and event.key in self._changing_keys():
+            self.tell("this console is read-only: nothing is changed from here", bad=True)
+
+    def _changing_keys(self) -> frozenset[str]:
+        bindings = self._bindings.key_to_bindings
+        return frozenset(key for key, found in bindings.items() if any(each.action in CHANGES for each in found))
 
     def action_help(self) -> None:
         self.post_message(m.OpenHelp())

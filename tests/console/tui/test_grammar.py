@@ -352,6 +352,7 @@ def test_a_read_only_console_has_no_key_that_changes_anything(key: str) -> None:
         assert "D deploy" not in d.text
         await d.press(key)
         assert not d.app.screen.is_modal
+        await d.shows("this console is read-only: nothing is changed from here")
         await d.press("question_mark")
         assert "Roll back" not in d.text
 
