@@ -210,15 +210,18 @@ def test_rolling_back_is_one_key_to_the_revision_before_and_the_plan_is_the_diff
     drive(story)
 
 
-def test_another_revision_can_be_chosen_to_roll_back_to() -> None:
+@pytest.mark.parametrize(
+    "keys", [("shift+tab", "down", "down", "enter"), ("down", "down"), ("down", "down", "up", "down")]
+)
+def test_another_revision_can_be_chosen_to_roll_back_to(keys: tuple[str, ...]) -> None:
     async def story(d: Driver) -> None:
         await d.press("j", "j", "R")
         await d.shows("↑ ↓ choose another")
-        await d.press("shift+tab", "down", "down")
+        await d.press(*keys)
         await d.shows("qd rollback embed --to 6 --host gpu-a2")
         await d.shows("y roll back")
-        assert "embed:1.2," in d.text
-        await d.press("enter", "y")
+        assert "↑ ↓  embed:1.2," in d.text
+        await d.press("y")
         wish, _ = (await d.until(d.simulation.changes, "the rollback is asked for"))[0]
         assert wish.request == p.RollbackRequest(to=6)
 

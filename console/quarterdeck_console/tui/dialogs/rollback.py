@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from textual import on
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 
 from quarterdeck_agent.protocol import Revision, RevisionOutcome, RollbackRequest
 from quarterdeck_console import views
@@ -20,6 +23,12 @@ class RollbackDialog(PlanDialog):
     """With several targets, each goes back to the revision that served before its own."""
 
     verb = "roll back"
+
+    # Also while No has the focus, as it has from the start: an input that has it takes them before.
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "other(-1)", "Revision before", show=False, id="dialog.revision_before"),
+        Binding("down", "other(1)", "Revision after", show=False, id="dialog.revision_after"),
+    ]
 
     def __init__(self, context: Context, fleet: FleetState, targets: tuple[m.Target, ...], to: int | None) -> None:
         super().__init__(context, fleet)
@@ -64,9 +73,13 @@ class RollbackDialog(PlanDialog):
         if chosen is not None:
             ago = views.age(chosen.created_at, self.context.now())
             which = "" if number == typed else f"{number}: "
-            field.show_hint(f"{which}{chosen.spec.label}, {ago} ago by {chosen.by}")
+            field.show_hint(f"↑ ↓  {which}{chosen.spec.label}, {ago} ago by {chosen.by}")
         else:
             field.show_hint("↑ ↓ choose another" if self._revisions else "")
+
+    def action_other(self, by: int) -> None:
+        """Another of the revisions that have served."""
+        self.query_one("#to-field", Field).entry.action_known(by)
 
     def planned(self) -> None:
         self._show_which()
