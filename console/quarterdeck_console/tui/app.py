@@ -131,7 +131,10 @@ class Quarterdeck(App[int], inherit_bindings=False):
     async def _open(self, event: Message) -> None:
         if self.screen is not self.view:
             return  # it was typed before the dialog that has come meanwhile, and would cover it
-        await self.push_screen(registry.opened(event, self.context, self.session.fleet))
+        view = registry.opened(event, self.context, self.session.fleet)
+        # Its first frame is of the fleet that is known, not of none.
+        view.fleet, view.refresh_seconds = self.session.fleet, self.session.refresh
+        await self.push_screen(view)
         self.show_again()
 
     @on(m.OpenHelp)

@@ -10,7 +10,9 @@ import pytest
 
 from quarterdeck_console.errors import Usage
 from quarterdeck_console.preferences import Preferences
+from quarterdeck_console.state import FleetState
 from quarterdeck_console.tui.registry import binding_ids
+from quarterdeck_console.tui.widgets.band import Band
 from tests.console.simulation import fleet_file
 from tests.console.tui.driving import Driver, drive, driven
 
@@ -110,6 +112,24 @@ def test_space_selects_and_verbs_are_about_the_selection() -> None:
         await d.press("escape")
         await d.press("escape")
         assert [target.name for target in d.view.targets()] == ["whisper"]
+
+    drive(story)
+
+
+@pytest.mark.parametrize("key", ["d", "l", "y"])
+def test_a_screen_that_opens_never_shows_an_empty_fleet(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts: list[int] = []
+    shown = Band.show_fleet
+
+    def show_fleet(self: Band, fleet: FleetState, refresh: float) -> None:
+        hosts.append(len(fleet.hosts))
+        shown(self, fleet, refresh)
+
+    async def story(d: Driver) -> None:
+        monkeypatch.setattr(Band, "show_fleet", show_fleet)
+        await d.press(key)
+        await d.until(lambda: d.view.crumbs() and len(hosts) > 1, "the screen is open")
+        assert set(hosts) == {4}
 
     drive(story)
 
