@@ -327,6 +327,7 @@ def replica_spec(
         port=recipe.launch.port,
         resources=recipe.model.resources,
         gpus=gpus,
+        model=recipe.model.name,
         writable_root=recipe.model.writable_root,
         user=recipe.model.user,
     )

@@ -172,6 +172,11 @@ def test_both_versions_answer_as_torch_does_through_an_upgrade_under_load_and_a_
     logs = host.must("logs", NAME, "--revision", "2").out
     assert f"{NAME}:{NEW} is ready" in logs
 
+    # Under another name the model still answers, golden requests among others, where its own name says.
+    host.must("deploy", f"{NAME}:{NEW}", "--as", "listener", *QUICK)
+    assert host.deployment("listener")["predict_path"] == PATH
+    assert host.call("listener", silero_request(silero.speech.samples), PATH)[0] == 200
+
 
 @pytest.mark.docker
 def test_a_container_serves_as_nobody_and_cannot_write_but_to_its_own_memory(

@@ -43,9 +43,10 @@ class ReplicaSpec:
     """All an engine needs to start one replica.
 
     `command` and the values of `env` may hold `{port}`, `{bundle}`, `{name}` and `{python}`, filled in by the engine
-    (see `expand`). `image` is a reference by digest where the engine is docker. `bundle` is the folder of the staged
-    version on the host; a replica sees it read-only. `body` is the digest of everything that shapes the replica:
-    two replicas with one body are interchangeable. `log_folder` is the replica's own, made by the caller.
+    (see `expand`); `{name}` is the `model`'s name, whatever the deployment is called. `image` is a reference by digest
+    where the engine is docker. `bundle` is the folder of the staged version on the host; a replica sees it read-only.
+    `body` is the digest of everything that shapes the replica: two replicas with one body are interchangeable.
+    `log_folder` is the replica's own, made by the caller.
     """
 
     id: str
@@ -61,6 +62,7 @@ class ReplicaSpec:
     port: int = 8000
     resources: Resources = Resources()
     gpus: tuple[str, ...] = ()
+    model: str = ""
     writable_root: bool = False
     user: str | None = None
 

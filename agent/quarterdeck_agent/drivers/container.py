@@ -82,7 +82,7 @@ def environment(spec: ReplicaSpec, way: Door = "nvidia") -> list[str]:
 
 
 def fill(text: str, spec: ReplicaSpec) -> str:
-    return expand(text, port=spec.port, bundle=BUNDLE, name=spec.deployment, python="python3")
+    return expand(text, port=spec.port, bundle=BUNDLE, name=spec.model or spec.deployment, python="python3")
 
 
 def configuration(spec: ReplicaSpec, instance: str, volumes: tuple[str, ...] = (), way: Door = "nvidia") -> Json:

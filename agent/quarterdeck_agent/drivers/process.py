@@ -294,7 +294,9 @@ class ProcessEngine:
 
     def _launch_order(self, spec: ReplicaSpec, memo: Memo, folder: Path) -> dict[str, Any]:
         def fill(text: str) -> str:
-            return expand(text, port=memo.port, bundle=str(spec.bundle), name=spec.deployment, python=sys.executable)
+            return expand(
+                text, port=memo.port, bundle=str(spec.bundle), name=spec.model or spec.deployment, python=sys.executable
+            )
 
         environment = {
             **self._environment,

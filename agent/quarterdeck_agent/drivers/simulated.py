@@ -152,7 +152,7 @@ class SimulatedEngine:
             port = known.server.sockets[0].getsockname()[1]
             known.found = replace(known.found, address=("127.0.0.1", port))
         words = [
-            expand(word, port=port, bundle=str(spec.bundle), name=spec.deployment, python="python3")
+            expand(word, port=port, bundle=str(spec.bundle), name=spec.model or spec.deployment, python="python3")
             for word in spec.command
         ]
         known.log.write("a", f"simulated: nothing runs; would run {' '.join(words)}\n".encode())
