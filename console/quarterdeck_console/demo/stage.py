@@ -262,12 +262,15 @@ def _end_recorded(record: Path) -> None:
 
 
 def _processes_of(folder: Path) -> list[int]:
-    """Processes whose command line names the folder: replicas, their shims, the gateway."""
-    found = []
+    """Processes with a file of the folder among their arguments: replicas, their shims, the gateway.
+
+    A shell whose script speaks of the folder somewhere is not one of them.
+    """
+    found, inside = [], f"{folder}/".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
-                if f"{folder}/".encode() in (entry / "cmdline").read_bytes():
+                if any(word.startswith(inside) for word in (entry / "cmdline").read_bytes().split(b"\0")):
                     found.append(int(entry.name))
     return found
 
