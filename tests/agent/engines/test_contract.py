@@ -109,7 +109,7 @@ def test_stopping_what_has_ended_and_removing_what_is_gone_are_fine(rig: Rig) ->
         after = await ended(engine, found)
         await engine.stop(after, 1)
         await engine.remove(after)
-        assert await engine.inventory() == Inventory(())
+        assert (await engine.inventory()).replicas == ()
         await engine.remove(after)
         await engine.stop(after, 1)
         await engine.close()

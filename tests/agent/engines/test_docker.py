@@ -265,7 +265,7 @@ def test_an_image_with_labels_of_ours_is_neither_started_nor_adopted(docker_rig:
             handle = images.docker("run", "-d", "--name", name, "--network", network, image, "sleep", "300")
             inventory = await engine.inventory()
             assert [each.id for each in inventory.replicas] == [mine.id]
-            assert [each.handle for each in inventory.foreign] == [handle]
+            assert handle in [each.handle for each in inventory.foreign]
             with pytest.raises(StartRefused, match="left alone"):
                 await engine.start(spec)
             images.docker("rm", "-f", handle)
