@@ -2,8 +2,9 @@
 
 The real app runs headless in a process of its own over a SIMULATED fleet of which every gauge changes once a
 simulated second, with changes and versions coming in, a host lost and back each hour, and a person who visits every
-screen. The fleet is a fortieth of the large one of `console`, so that eight hours pass in minutes; what it keeps per
-second does not depend on its size. Memory is looked at once a simulated hour, always on the home screen.
+screen. The fleet is a fortieth of the large one of `console`, so that eight hours pass in minutes;
+`python -m tests.benchmarks.console_8h 500` takes the large one, and more than an hour of a core. Memory is looked at
+once a simulated hour, always on the home screen.
 """
 
 from __future__ import annotations
@@ -60,16 +61,16 @@ def measure(_folder: Path) -> Sequence[Figure]:
 # --- the measured process --------------------------------------------------------------------------------------------
 
 
-async def _live(hours: int) -> list[int]:
+async def _live(hours: int, hosts: int) -> list[int]:
     from quarterdeck_console.preferences import Preferences
     from quarterdeck_console.tui.garbage import look
     from tests.console.simulation import Simulation, large
     from tests.console.tui.driving import driven
 
-    simulation = Simulation(large(HOSTS, GPUS, DEPLOYMENTS))
+    simulation = Simulation(large(hosts, GPUS, DEPLOYMENTS))
     found = []
     async with driven(simulation, size=(160, 50), preferences=Preferences(refresh=0.1)) as d:
-        for number in range(HOSTS * KEPT):
+        for number in range(hosts * KEPT):
             _change(simulation, number * 60 + 1, "old")
         for hour in range(hours):
             await _hour(d, hour)
@@ -122,7 +123,7 @@ def _change(simulation: Simulation, number: int, kind: str = "op") -> None:
     """Somebody deploys: an operation without end of numbers, and each ten minutes a version."""
     from tests.console.simulation import operation, version
 
-    host = f"gpu-{number // 60 % HOSTS:04d}"
+    host = f"gpu-{number // 60 % len(simulation.status):04d}"
     made = operation("deploy", f"model-{number % DEPLOYMENTS}", f"{kind}-{number}", at=simulation.at)
     simulation.delta(host, "operation", made.id, made)
     if number % 600 == 0:
@@ -145,4 +146,4 @@ def _resident() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(_live(HOURS))))
+    print(json.dumps(asyncio.run(_live(HOURS, int(sys.argv[1]) if sys.argv[1:] else HOSTS))))
