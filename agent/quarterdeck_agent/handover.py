@@ -8,7 +8,20 @@ from statistics import median
 from typing import Literal
 
 from quarterdeck_agent.drivers.base import Resources
-from quarterdeck_agent.gpus.placement import Ask, Claim, Place, Placing, Sight, gib, needs, place, really_free, without
+from quarterdeck_agent.gpus.placement import (
+    Ask,
+    Claim,
+    Place,
+    Placing,
+    Sight,
+    gib,
+    needs,
+    place,
+    place_names,
+    really_free,
+    whose,
+    without,
+)
 from quarterdeck_agent.protocol import Revision, Spec
 
 HEADROOM = 0.05
@@ -216,10 +229,24 @@ def _beside(asked: Question, ask: Ask, capacity: Capacity) -> str | None:
         return None
     peak = f" (measured peak {gib(asked.live.peak)})" if asked.live.peak is not None else ""
     own = "" if asked.new.peak is None or ask.whole else f" (measured peak {gib(asked.new.peak)})"
+    others = _promised_to_others(asked, ask, capacity)
     if ask.whole:
-        return f"{needs(ask.resources)}, which {asked.label} is on{peak}"
+        return f"{needs(ask.resources)}, which {asked.label} is on{peak}{others}"
     best = _largest_hole(ask, capacity)
-    return f"{needs(ask.resources)}{own}, {gib(best)} free beside {asked.label}{peak}"
+    return f"{needs(ask.resources)}{own}, {gib(best)} free beside {asked.label}{peak}{others}"
+
+
+def _promised_to_others(asked: Question, ask: Ask, capacity: Capacity) -> str:
+    """Who is to get the room that would do, when that is what is in the way: nothing on the GPUs shows it yet."""
+    theirs = [claim for claim in capacity.claims if claim.note and claim.deployment != asked.deployment]
+    rest = tuple(claim for claim in capacity.claims if claim not in theirs)
+    if not theirs or place(ask, asked.new.replicas, capacity.sight, rest).refusal:
+        return ""
+    told = []
+    for claim in theirs:
+        what = "" if claim.size is None else f"{gib(claim.size)} on "
+        told.append(f"{what}{place_names([(claim.uuid,)], capacity.sight)} {whose(claim, 'given to', 'kept for')}")
+    return f"; {' and '.join(dict.fromkeys(told))}"
 
 
 def _largest_hole(ask: Ask, capacity: Capacity) -> int:

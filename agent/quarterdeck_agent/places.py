@@ -1,4 +1,4 @@
-"""Which replicas of a deployment are missing, where each would go on the GPUs, and what is kept for whom. Pure.
+"""Which replicas of a deployment are missing, and where each would go on the GPUs. Pure.
 
 It turns revisions into what `gpus.placement` takes, asks and claims, and says in words why a place is not there; it
 takes no steps.
@@ -6,7 +6,6 @@ takes no steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -21,7 +20,7 @@ from quarterdeck_agent.counts import (
     waits_for_hold,
 )
 from quarterdeck_agent.drivers.base import Life, Resources
-from quarterdeck_agent.gpus.placement import Ask, Claim, Place, Placing, gib, obstacle, place, without
+from quarterdeck_agent.gpus.placement import Ask, Claim, Placing, gib, obstacle, place, without
 from quarterdeck_agent.seen import Seen, SeenReplica
 from quarterdeck_agent.steps import Start
 from quarterdeck_agent.wanted import WantedDeployment, WantedRevision
@@ -54,17 +53,44 @@ def all_missing(
         taken = claims_seen(d, seen) if taken is None else taken
         ask = ask_of(d, count.revision, asks if body == d.target.body else live_asks)
         leaving = surplus(counts, seen.of(d.name), seen)
-        missing = _missing(count, ask, [r for r in mine if r not in leaving], seen, taken)
+        missing = _missing(d, count, ask, [r for r in mine if r not in leaving], seen, taken)
         yield missing
         for number, each in enumerate(missing.placing.places):
             taken = (*taken, *ask.claims(f"{body} {number}", each))
 
 
-def _missing(count: Count, ask: Ask, mine: list[SeenReplica], seen: Seen, taken: tuple[Claim, ...]) -> Missing:
+def _missing(
+    d: WantedDeployment, count: Count, ask: Ask, mine: list[SeenReplica], seen: Seen, taken: tuple[Claim, ...]
+) -> Missing:
     missing = count.replicas - sum(1 for r in mine if r.found.life is Life.RUNNING and not on_ailing(r, seen))
     made = tuple(r for r in mine if may_start(r, count))[:missing]
     rest = missing - len(made)
-    return Missing(count, ask, made, rest, place(ask, rest, seen.sight, taken, seen.left.get(ask.body, ())))
+    placing = place(ask, rest, seen.sight, taken, seen.left.get(ask.body, ()))
+    if placing.refusal and _returns(d, count.revision):
+        gone = count.replicas - len(made) - sum(1 for r in mine if r.found.life is Life.RUNNING)
+        placing = _with_places_on_sick(ask, placing, gone, seen, taken)
+    return Missing(count, ask, made, rest, placing)
+
+
+def _returns(d: WantedDeployment, revision: WantedRevision) -> bool:
+    """Whether a revision's missing replicas come back to where they were: they crashed, or made room in a hold."""
+    return d.live is not None and revision.body == d.live.body and (bool(revision.crashes) or d.holding)
+
+
+def _with_places_on_sick(ask: Ask, placing: Placing, gone: int, seen: Seen, taken: tuple[Claim, ...]) -> Placing:
+    """The places, and as many as then are `gone` still where replicas were on a sick GPU that takes them back.
+
+    A sick GPU is given nothing new. But what served there and has nowhere else to go is worth more up than down, for
+    as long as NVIDIA does not say that nothing works on that GPU before a reset.
+    """
+    places, back = placing.places, replace(ask, returning=True)
+    for number, each in enumerate(places):
+        taken = (*taken, *ask.claims(f"new {number}", each))
+    for before in seen.left.get(ask.body, ()):
+        if len(places) < gone and obstacle(back, before, seen.sight, taken) is None:
+            taken = (*taken, *ask.claims(f"new {len(places)}", before))
+            places = (*places, before)
+    return replace(placing, places=places)
 
 
 def ask_of(d: WantedDeployment, revision: WantedRevision, asks: Resources) -> Ask:
@@ -98,7 +124,7 @@ def _measured(claim: Claim, peak: int | None) -> Claim:
 
 def place_lost(d: WantedDeployment, asks: Resources, revision: WantedRevision, start: Start, seen: Seen) -> str | None:
     """Why a start that was planned must not go on by the newest look; `None` when its place is still good."""
-    ask = ask_of(d, revision, asks)
+    ask = replace(ask_of(d, revision, asks), returning=_returns(d, revision))
     others = tuple(claim for claim in claims_seen(d, seen) if claim.replica != start.replica)
     return obstacle(ask, start.gpus, seen.sight, others)
 
@@ -117,6 +143,17 @@ def place_after_hold(d: WantedDeployment, asks: Resources, seen: Seen, others: f
     return place(ask_of(d, d.target, asks), max(0, d.target.spec.replicas - running), sight, claims)
 
 
+def placing_now(d: WantedDeployment, missing: Missing) -> Placing:
+    """The places to take now. A rollout takes all or none: with a part of them it would serve no sooner, and two that
+    each had a part could wait for one another. What serves takes whatever there is, and a hold has its room kept."""
+    found = missing.placing
+    whole = rolling(d) and missing.count.revision.number == d.target.number and not d.holding
+    if not whole or not found.refusal or not found.places:
+        return found
+    room = f"there is room for {len(found.places)} of {missing.rest} replicas"
+    return replace(found, places=(), refusal=f"{room}; the next one {found.refusal}")
+
+
 def holds_for(d: WantedDeployment, revision: WantedRevision) -> bool:
     """Whether requests are held for this revision: it may not start before all others are gone."""
     return d.holding and rolling(d) and revision.number == d.target.number
@@ -133,7 +170,7 @@ def waits_for(d: WantedDeployment, asks: Resources, live_asks: Resources | None,
         if holds_for(d, revision) and (lacking := lacking_memory(missing.ask.resources, seen)) is not None:
             return lacking
         if missing.placing.refusal and is_staged(revision, seen):
-            return missing.placing.refusal
+            return placing_now(d, missing).refusal
     return ""
 
 
@@ -180,50 +217,3 @@ def warm_on_gpus(d: WantedDeployment, seen: Seen) -> frozenset[str]:
         return frozenset()
     mine = (r for r in seen.of(d.name) if r.found.body == d.previous.body and r.running)
     return frozenset(r.found.id for r in mine if r.found.gpus)
-
-
-def kept_places(d: WantedDeployment, live_asks: Resources, seen: Seen) -> tuple[Claim, ...]:
-    """The places that other deployments must leave alone: those of live replicas that are gone and will come back.
-
-    They may have just ended, be waiting for their next start, or have made room for their successor in a hold. Where
-    nobody knows any more where they were (the host has booted), it is where they would go now.
-    """
-    if d.live is None or d.live.spec.stopped or d.removing or not live_asks.gpus:
-        return ()
-    held = {d.live.body, d.target.body} if d.holding else {d.live.body}
-    mine = seen.of(d.name)
-    missing = max(0, d.live.spec.replicas - sum(1 for r in mine if r.running and r.found.body in held))
-    ended = (r.found.gpus for r in mine if not r.running and r.found.body == d.live.body and r.found.gpus)
-    places = tuple(dict.fromkeys((*ended, *seen.left.get(d.live.body, ()))))[:missing]
-    ask = Ask(live_asks, d.name, d.live.body, tolerant=True)
-    taken = (*seen.claims(d.name), *_kept(ask, places))
-    return _kept(ask, (*places, *place(ask, missing - len(places), seen.sight, taken).places))
-
-
-def _kept(ask: Ask, places: tuple[Place, ...]) -> tuple[Claim, ...]:
-    return tuple(claim for n, each in enumerate(places) for claim in ask.claims(f"{ask.deployment} {n}, kept", each))
-
-
-def kept_for_hold(d: WantedDeployment, asks: Resources, seen: Seen) -> tuple[Claim, ...]:
-    """What a hold's target is going to take beyond what is there of its deployment now: it is made room for."""
-    if not asks.gpus or d.removing:
-        return ()
-    placing = place_after_hold(d, asks, seen)
-    ask = ask_of(d, d.target, asks)
-    own = [claim for claim in claims_seen(d, seen) if claim.deployment == d.name]
-    kept = []
-    for uuid in dict.fromkeys(uuid for each in placing.places if not placing.refusal for uuid in each):
-        there = sum(claim.size or 0 for claim in own if claim.uuid == uuid and claim.body != d.target.body)
-        more = sum(ask.need for each in placing.places if uuid in each) - there
-        if ask.whole or more > 0:
-            kept.append(Claim(uuid, f"{d.name}, held", d.name, d.target.body, None if ask.whole else more))
-    return tuple(kept)
-
-
-def either(one: tuple[Claim, ...], other: tuple[Claim, ...]) -> tuple[Claim, ...]:
-    """Claims that leave room for whichever of two comes: on each device those that take more."""
-    kept: list[Claim] = []
-    for uuid in dict.fromkeys(claim.uuid for claim in (*one, *other)):
-        groups = ([claim for claim in claims if claim.uuid == uuid] for claims in (one, other))
-        kept.extend(max(groups, key=lambda group: sum(math.inf if c.size is None else c.size for c in group)))
-    return tuple(kept)

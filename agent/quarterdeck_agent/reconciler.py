@@ -16,11 +16,12 @@ from quarterdeck_agent.counts import rolling
 from quarterdeck_agent.drivers.base import Gateway, Resources, RoutingResources
 from quarterdeck_agent.errors import AgentError
 from quarterdeck_agent.failpoints import failpoint
-from quarterdeck_agent.gpus.placement import Claim
+from quarterdeck_agent.gpus.placement import STARTING, Claim
 from quarterdeck_agent.observer import Observer
 from quarterdeck_agent.performing import Performer
-from quarterdeck_agent.places import ask_of, either, kept_for_hold, kept_places, room_by, warm_on_gpus
+from quarterdeck_agent.places import ask_of, room_by, warm_on_gpus
 from quarterdeck_agent.plan import plan
+from quarterdeck_agent.promises import foreseen, kept, kept_for_hold, promised
 from quarterdeck_agent.protocol import OperationState
 from quarterdeck_agent.reporting import Reporter
 from quarterdeck_agent.routing import Route
@@ -70,7 +71,7 @@ class Reconciler:
         self._finished: set[str] = set()
         self._curious: list[asyncio.Future[None]] = []
         self.promised: tuple[Claim, ...] = ()
-        """What is about to be claimed on the GPUs, or kept for somebody, as of the last pass."""
+        """What is about to be claimed on the GPUs, or kept for somebody, as of the last pass. For who asks for room."""
         self.looked = asyncio.Event()
         """Set once the board tells what the engine runs."""
 
@@ -123,13 +124,14 @@ class Reconciler:
             await parts.reporter.publish(wanted, seen)
             return BUSY_TICK
         routed = self._route(wanted, seen, now)
-        kept = await self._kept(wanted, seen)
-        seen = self._with_promises(kept, seen)
+        asks = await self._all_asks(wanted)
+        keeping = kept(wanted.deployments, asks, seen, self._starting, now)
+        seen = promised(keeping, self._starting, seen)
         seen = replace(seen, needed=self._needed(wanted, seen, now))
         for deployment in wanted.deployments:
             await self._take_steps(deployment, seen, now)
-            seen = self._with_promises(kept, seen)
-        self.promised = seen.promised
+            seen = promised(keeping, self._starting, seen)
+        self.promised = foreseen(wanted.deployments, asks, seen, keeping, self._starting)
         await self._finish_operations(wanted, seen, routed)
         await parts.reporter.publish(wanted, seen)
         self.looked.set()
@@ -189,12 +191,6 @@ class Reconciler:
         failpoint(f"{name}.done")
         return True
 
-    def _with_promises(self, kept: dict[str, tuple[Claim, ...]], seen: Seen) -> Seen:
-        """What is seen, with what is about to be claimed: by starts under way, or else as it is kept."""
-        starting = {name: claims for name, claims in self._starting.items() if claims}
-        promised = tuple(claim for claims in {**kept, **starting}.values() for claim in claims)
-        return replace(seen, promised=promised) if promised != seen.promised else seen
-
     def _needed(self, wanted: Wanted, seen: Seen, now: float) -> frozenset[str]:
         """The deployments whose warm revision has to make room for another one."""
         warm = {d.name: ids for d in wanted.deployments if (ids := warm_on_gpus(d, seen))}
@@ -207,17 +203,10 @@ class Reconciler:
                 needed.update(room_by(d, asks, live_asks, seen, now, others))
         return frozenset(needed)
 
-    async def _kept(self, wanted: Wanted, seen: Seen) -> dict[str, tuple[Claim, ...]]:
-        """What each deployment keeps from the others: what serves comes first, then who has held the longest."""
-        kept: dict[str, tuple[Claim, ...]] = {}
-        for d in wanted.deployments:
-            if d.live is not None:
-                kept[d.name] = kept_places(d, await self._asks(d.live), self._with_promises(kept, seen))
-        holding = [d for d in wanted.deployments if d.holding and rolling(d)]
-        for d in sorted(holding, key=lambda d: d.holding_since.seconds if d.holding_since else 0.0):
-            target = kept_for_hold(d, await self._asks(d.target), self._with_promises(kept, seen))
-            kept[d.name] = either(kept.get(d.name, ()), target)
-        return kept
+    async def _all_asks(self, wanted: Wanted) -> dict[str, Resources]:
+        """What a replica of every target and every live revision claims, by body."""
+        revisions = {r.body: r for d in wanted.deployments for r in (d.target, d.live) if r is not None}
+        return {body: await self._asks(revision) for body, revision in revisions.items()}
 
     async def _asks(self, revision: WantedRevision) -> Resources:
         reporter = self._parts.reporter
@@ -291,7 +280,7 @@ def _claims(
             claims.extend(kept_for_hold(d, asks, seen))
         if isinstance(step, Start):
             theirs = asks if step.revision.body == d.target.body else live_asks or asks
-            claims.extend(ask_of(d, step.revision, theirs).claims(step.replica, step.gpus))
+            claims.extend(ask_of(d, step.revision, theirs).claims(step.replica, step.gpus, STARTING))
     return tuple(claims)
 
 

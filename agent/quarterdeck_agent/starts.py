@@ -17,6 +17,7 @@ from quarterdeck_agent.places import (
     lacking_memory,
     place_after_hold,
     place_lost,
+    placing_now,
 )
 from quarterdeck_agent.protocol import FailureReason
 from quarterdeck_agent.seen import Seen
@@ -45,8 +46,8 @@ def start_missing(d: WantedDeployment, missing: Missing, seen: Seen, now: float)
             return
     yield from _start_made(d, missing, seen)
     taken = {r.found.id for r in mine}
-    names = _free_names(d.name, revision, taken, len(missing.placing.places))
-    for name, gpus in zip(names, missing.placing.places, strict=True):
+    places = placing_now(d, missing).places
+    for name, gpus in zip(_free_names(d.name, revision, taken, len(places)), places, strict=True):
         yield Start(revision, name, gpus)
     if missing.placing.refusal:
         yield from _without_place(d, missing, seen, now)
@@ -92,7 +93,7 @@ def _without_place(d: WantedDeployment, missing: Missing, seen: Seen, now: float
     if d.holding and running >= d.target.spec.replicas:
         return  # on a GPU that got sick, to which the old revision could not come back either
     if rolling(d) and missing.count.revision.number == d.target.number:
-        yield from _give_up(d, missing.placing, seen, now)
+        yield from _give_up(d, placing_now(d, missing), seen, now)
 
 
 def _give_up(d: WantedDeployment, placing: Placing, seen: Seen, now: float) -> Iterator[Step]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from quarterdeck_agent.drivers.base import Found, Life, Resources
+from quarterdeck_agent.gpus.xids import Action
 from quarterdeck_agent.protocol import Gpu, GpuFacts, GpuHealth, GpuProcess, GpuUse
 
 OWN_SHARE = 0.025
@@ -18,16 +19,26 @@ OWN_SHARE = 0.025
 Place = tuple[str, ...]
 """The uuids of the devices of one replica."""
 
+KEPT, STARTING = "kept", "starting"
+"""Of claims that no replica has made yet: of one that will come back, and of one that is about to start."""
+
+BARRING = frozenset({Action.RESET.value, Action.REBOOT.value})
+"""What an Xid may ask for that nothing runs on the GPU before it is done."""
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one replica takes of one device: `size` bytes of its memory, `None` for all of it."""
+    """What one replica takes of one device: `size` bytes of its memory, `None` for all of it.
+
+    `note` is `KEPT` or `STARTING` while there is no such replica yet.
+    """
 
     uuid: str
     replica: str
     deployment: str = ""
     body: str = ""
     size: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,8 @@ class Ask:
     """What each of some replicas of one body asks for.
 
     `peak` is the most that one of them was measured to hold on one device: where given, it counts instead of the claim.
-    With `tolerant`, memory that belongs to no process is not in the way of a claim on a whole device.
+    With `tolerant`, memory that belongs to no process is not in the way of a claim on a whole device. With `returning`,
+    neither is the sickness of a device that still takes work.
     """
 
     resources: Resources
@@ -53,6 +65,7 @@ class Ask:
     body: str = ""
     peak: int | None = None
     tolerant: bool = False
+    returning: bool = False
 
     @property
     def whole(self) -> bool:
@@ -64,10 +77,10 @@ class Ask:
         """Bytes that have to be free on each device."""
         return max(1, self.peak if self.peak is not None else self.resources.vram or 0)
 
-    def claims(self, replica: str, place: Place) -> tuple[Claim, ...]:
+    def claims(self, replica: str, place: Place, note: str = "") -> tuple[Claim, ...]:
         """What a replica with this place takes."""
         size = None if self.whole else self.need
-        return tuple(Claim(uuid, replica, self.deployment, self.body, size) for uuid in place)
+        return tuple(Claim(uuid, replica, self.deployment, self.body, size, note) for uuid in place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,8 @@ class Device:
     """One device as placing sees it. `free` is what it has to give, `None` where NVML does not tell.
 
     `untold` are bytes of processes that are nobody's here and whose share the driver does not tell. `mode` is its
-    compute mode, as its facts name it.
+    compute mode, as its facts name it. `ailing` is who is ill, it or the GPU that it is cut from; `takes_back` tells
+    that a program which was there may be started there again all the same.
     """
 
     gpu: Gpu
@@ -89,6 +103,7 @@ class Device:
     labels: frozenset[str]
     mode: str
     ailing: Gpu | None
+    takes_back: bool
 
 
 def claims_of(replicas: Iterable[Found]) -> tuple[Claim, ...]:
@@ -107,6 +122,7 @@ def devices_in(sight: Sight, claims: Sequence[Claim]) -> list[Device]:
     uses = {use.uuid: use for use in sight.uses}
     labels = {facts.uuid: frozenset(facts.labels) for facts in sight.facts}
     modes = {facts.uuid: facts.compute_mode or "" for facts in sight.facts}
+    barred = {facts.uuid for facts in sight.facts if any(xid.action in BARRING for xid in facts.xids)}
     devices = []
     for gpu in sorted(sight.gpus, key=lambda g: (g.index, g.uuid)):
         if gpu.mig:
@@ -116,6 +132,7 @@ def devices_in(sight: Sight, claims: Sequence[Claim]) -> list[Device]:
         use = uses.get(gpu.uuid)
         free = really_free(gpu)
         unowned, untold = _unowned(gpu, use)
+        ailing = next((g for g in (gpu, parent) if g and g.health in (GpuHealth.SICK, GpuHealth.LOST)), None)
         devices.append(
             Device(
                 gpu=gpu,
@@ -128,7 +145,8 @@ def devices_in(sight: Sight, claims: Sequence[Claim]) -> list[Device]:
                 leaked=(use.unexplained or 0) if use else 0,
                 labels=labels.get(gpu.uuid, frozenset()) | labels.get(gpu.parent or "", frozenset()),
                 mode=modes.get(gpu.parent or gpu.uuid, ""),
-                ailing=next((g for g in (gpu, parent) if g and g.health in (GpuHealth.SICK, GpuHealth.LOST)), None),
+                ailing=ailing,
+                takes_back=not any(g and (g.uuid in barred or g.health is GpuHealth.LOST) for g in (gpu, parent)),
             )
         )
     return devices

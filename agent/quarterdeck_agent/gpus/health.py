@@ -42,11 +42,13 @@ LEVELS = (GpuHealth.OK, GpuHealth.DEGRADED, GpuHealth.SICK, GpuHealth.LOST)
 
 XID_LEVELS = {
     Action.SUPPORT: GpuHealth.DEGRADED,
+    Action.DRAIN: GpuHealth.SICK,
     Action.RESET: GpuHealth.SICK,
     Action.REBOOT: GpuHealth.SICK,
 }
 MENDS = {
     Action.SUPPORT: "look at it in the kernel's log and ask the vendor's support",
+    Action.DRAIN: "drain the GPU and reset it",
     Action.RESET: "drain the GPU and reset it",
     Action.REBOOT: "drain the host and reboot",
 }
@@ -148,7 +150,7 @@ def leaked_memory(gpu: Gpu, use: GpuUse | None) -> int | None:
 
 def _from_xids(record: Record) -> Iterator[Finding]:
     """What the Xids ask for: of each action the newest one, the worst action first."""
-    for action in (Action.REBOOT, Action.RESET, Action.SUPPORT):
+    for action in (Action.REBOOT, Action.RESET, Action.DRAIN, Action.SUPPORT):
         found = next((xid for xid in record.xids if xid.action == action.value), None)
         if found is not None:
             when = f"{found.at:%H:%M} UTC on {found.at.day} {found.at:%b}"

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.gpus.devices import (
+    KEPT,
+    STARTING,
     Ask,
     Claim,
     Device,
@@ -22,11 +24,13 @@ from quarterdeck_agent.gpus.devices import (
     matches,
     really_free,
 )
-from quarterdeck_agent.gpus.room import NOTICEABLE, gib, needs, obstacle_on, slots_on, who
+from quarterdeck_agent.gpus.room import NOTICEABLE, gib, needs, obstacle_on, slots_on, who, whose
 from quarterdeck_agent.protocol import Gpu, GpuHealth, GpuProcess, GpuUse
 
 __all__ = [
+    "KEPT",
     "NOTICEABLE",
+    "STARTING",
     "Ask",
     "Claim",
     "Place",
@@ -42,6 +46,7 @@ __all__ = [
     "place_names",
     "really_free",
     "who",
+    "whose",
     "without",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quarterdeck_agent.drivers.base import Resources
-from quarterdeck_agent.gpus.devices import OWN_SHARE, Ask, Device
+from quarterdeck_agent.gpus.devices import KEPT, OWN_SHARE, STARTING, Ask, Claim, Device
 from quarterdeck_agent.protocol import GpuProcess
 
 NOTICEABLE = 256 << 20
@@ -38,12 +38,12 @@ def slots_on(device: Device, ask: Ask) -> int:
 
 def obstacle_on(device: Device, ask: Ask) -> Obstacle | None:
     """What keeps one replica from this device."""
-    if device.ailing is not None:
+    if device.ailing is not None and not (ask.returning and device.takes_back):
         why = f": {device.ailing.why}" if device.ailing.why else ""
         return Obstacle(f"{device.name} is {device.ailing.health.value}{why}", (0, 0))
-    owners = sorted({claim.deployment for claim in device.claims if claim.size is None})
+    owners = sorted({whose(claim, "claimed whole by", "kept for") for claim in device.claims if claim.size is None})
     if owners:
-        return Obstacle(f"{device.name} is claimed whole by {' and '.join(owners)}", (1, 0))
+        return Obstacle(f"{device.name} is {' and '.join(owners)}", (1, 0))
     if (found := _closed(device)) is not None or (ask.whole and (found := _not_empty(device, ask)) is not None):
         return found
     if ask.whole and ask.resources.vram is None and ask.peak is None:
@@ -129,7 +129,7 @@ def _shares(device: Device) -> list[tuple[int, str]]:
     """The shares of a device's memory, in bytes and in words."""
     shares: list[tuple[int, str]] = []
     held: dict[str, int] = {}
-    names: dict[str, str] = {claim.replica: claim.deployment for claim in device.claims}
+    names: dict[str, str] = {claim.replica: whose(claim, "taken by", "kept for") for claim in device.claims}
     for process in device.processes:
         if process.replica is None:
             if (process.memory or 0) >= NOTICEABLE or process.memory is None:
@@ -137,16 +137,23 @@ def _shares(device: Device) -> list[tuple[int, str]]:
                 shares.append((process.memory or 0, f"{size} held by unmanaged {who(process)}"))
         else:
             held[process.replica] = held.get(process.replica, 0) + (process.memory or 0)
-            names.setdefault(process.replica, process.deployment or process.replica)
+            names.setdefault(process.replica, f"taken by {process.deployment or process.replica}")
     owned: dict[str, int] = {}
     claimed = {claim.replica: claim.size or 0 for claim in device.claims}
-    for replica, name in names.items():
-        owned[name] = owned.get(name, 0) + max(held.get(replica, 0), claimed.get(replica, 0))
-    shares += [(size, f"{gib(size)} taken by {name}") for name, size in owned.items()]
+    for replica, how in names.items():
+        owned[how] = owned.get(how, 0) + max(held.get(replica, 0), claimed.get(replica, 0))
+    shares += [(size, f"{gib(size)} {how}") for how, size in owned.items()]
     if device.unowned >= LEAK:
         how = "leaked" if device.leaked >= LEAK else "not free yet, or leaked"
         shares.append((device.unowned, f"{gib(device.unowned)} held by no process: {how}"))
     return sorted(shares, key=lambda share: (-share[0], share[1]))
+
+
+def whose(claim: Claim, has: str, keeps: str) -> str:
+    """Whose a claim is, in words: `has` somebody, or somebody `keeps` it until a replica comes."""
+    if claim.note == KEPT:
+        return f"{keeps} {claim.deployment}"
+    return f"{has} {claim.deployment}" + (", which is starting" if claim.note == STARTING else "")
 
 
 def who(process: GpuProcess) -> str:

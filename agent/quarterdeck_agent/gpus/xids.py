@@ -20,6 +20,7 @@ class Action(StrEnum):
     IGNORE = "ignore"
     RESTART = "restart the app"
     SUPPORT = "contact support"
+    DRAIN = "drain and reset the GPU"
     RESET = "reset the GPU"
     REBOOT = "reboot the host"
 

@@ -14,7 +14,7 @@ from quarterdeck_agent.catalogue import Launch
 from quarterdeck_agent.changes import body_digest
 from quarterdeck_agent.clock import SystemClock
 from quarterdeck_agent.errors import InvalidInput
-from quarterdeck_agent.gpus.placement import Claim, Sight
+from quarterdeck_agent.gpus.placement import KEPT, STARTING, Claim, Sight
 from quarterdeck_agent.handover import Capacity
 from quarterdeck_agent.protocol import ChangeRequest, DeployRequest, RollbackRequest, ScaleRequest, Spec
 from quarterdeck_agent.store import Store
@@ -56,14 +56,38 @@ def test_a_hold_says_what_it_waits_for_and_where(desk: Desk) -> None:
     assert preview.if_it_fails == "toy:1 starts again"
 
 
-def test_a_place_that_is_kept_for_another_deployment_is_no_room_beside_what_runs(desk: Desk) -> None:
+@pytest.mark.parametrize(("note", "says"), [(KEPT, "kept for other"), (STARTING, "given to other, which is starting")])
+def test_a_place_that_another_deployment_is_to_get_is_no_room_beside_what_runs_and_it_is_said_whose_it_is(
+    desk: Desk, note: str, says: str
+) -> None:
     desk.serve(desk.version("1", resources=LARGE))
     seen(desk, Card(total=100, held=(("toy-1-0", 38),)))
     second = DeployRequest(desk.version("2", resources=LARGE))
     assert desk.changes.preview("deploy", "toy", second).handover == "overlap"
-    kept = Claim("gpu-0", "other 0, kept", "other", "other", 40 * GIB)
-    desk.capacity = replace(desk.capacity, claims=(*desk.capacity.claims, kept))
-    assert desk.changes.preview("deploy", "toy", second).handover == "hold"
+    theirs = Claim("gpu-0", "other 0", "other", "other", 40 * GIB, note)
+    desk.capacity = replace(desk.capacity, claims=(*desk.capacity.claims, theirs))
+    preview = desk.changes.preview("deploy", "toy", second)
+    assert preview.handover == "hold"
+    assert preview.why == f"needs 40 GiB on one GPU, 20 GiB free beside toy:1; 40 GiB on gpu0 {says}"
+
+
+@pytest.mark.parametrize(
+    ("vram", "note", "says"),
+    [
+        (60, KEPT, "gpu0 has 20 GiB free: 60 GiB kept for other"),
+        (60, STARTING, "gpu0 has 20 GiB free: 60 GiB taken by other, which is starting"),
+        (None, KEPT, "gpu0 is kept for other"),
+        (None, STARTING, "gpu0 is claimed whole by other, which is starting"),
+        (None, "", "gpu0 is claimed whole by other"),
+    ],
+)
+def test_a_deploy_that_has_to_wait_for_what_another_one_gets_says_for_whom(
+    desk: Desk, vram: int | None, note: str, says: str
+) -> None:
+    theirs = Claim("gpu-0", "other 0", "other", "other", None if vram is None else vram * GIB, note)
+    desk.capacity = Capacity(sight=sight(Card()), claims=(theirs,))
+    preview = desk.changes.preview("deploy", "toy", DeployRequest(desk.version("1", resources=LARGE)))
+    assert f"it would wait for its place: needs 40 GiB on one GPU; {says}" in preview.warnings
 
 
 def test_measured_peaks_decide_and_are_named(desk: Desk) -> None:

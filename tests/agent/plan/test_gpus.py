@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quarterdeck_agent.drivers.base import Life, Resources
-from quarterdeck_agent.places import ask_of, kept_places, place_lost, room_by, waits_for, warm_on_gpus
+from quarterdeck_agent.places import ask_of, place_lost, room_by, waits_for, warm_on_gpus
 from quarterdeck_agent.plan import plan
+from quarterdeck_agent.promises import kept_for_live
 from quarterdeck_agent.protocol import FailureReason, RevisionOutcome
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.steps import Cool, Fail, Hold, Promote, Start, Stop
@@ -311,10 +312,10 @@ def test_a_rollout_does_not_take_the_place_of_a_live_replica_that_has_to_come_ba
 
 def test_the_place_of_a_live_replica_is_kept_for_it_until_it_is_back() -> None:
     world = on_gpus(serving(), WHOLE)
-    assert kept_places(world.d, WHOLE, world.seen()) == ()
+    assert kept_for_live(world.d, WHOLE, world.seen()) == ()
     world.replicas.clear()
     world.left = {"body-1": (("a",),)}
-    kept = kept_places(world.d, WHOLE, world.seen())
+    kept = kept_for_live(world.d, WHOLE, world.seen())
     assert [(claim.uuid, claim.size) for claim in kept] == [("a", None)]
     other = first(image="").d
     seen = replace(world.seen(), promised=kept)

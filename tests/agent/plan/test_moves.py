@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from quarterdeck_agent.counts import on_ailing
 from quarterdeck_agent.drivers.base import Life, Resources
+from quarterdeck_agent.gpus.xids import Action
 from quarterdeck_agent.places import waits_for
 from quarterdeck_agent.plan import MOST_CURES, plan
-from quarterdeck_agent.protocol import DeploymentState, FailureReason, Gpu, GpuHealth, GpuUse
+from quarterdeck_agent.protocol import DeploymentState, FailureReason, Gpu, GpuFacts, GpuHealth, GpuUse, XidEvent
 from quarterdeck_agent.seen import Seen
 from quarterdeck_agent.status import Facts, deployment_status
 from quarterdeck_agent.steps import Bury, Start, Step, Stop
@@ -28,14 +29,21 @@ WHY = "Xid 79 at 13:58 UTC on 23 Nov: the GPU fell off the bus; drain the host a
 
 @dataclass
 class GpuWorld(World):
-    """A host with GPUs of 80 GiB, of which those in `sick` are ill; those in `silent` are lost since just now."""
+    """A host with GPUs of 80 GiB, of which those in `sick` are ill; those in `silent` are lost since just now.
+
+    `asked` is what the Xids of the sick ones ask for; without it they are sick for memory errors that were counted.
+    """
 
     sick: set[int] = field(default_factory=set)
     silent: set[int] = field(default_factory=set)
+    asked: Action | None = None
     ready_least: int = 10**9
 
     def seen(self) -> Seen:
-        return replace(super().seen(), ailing=frozenset(f"GPU-{number}" for number in self.sick))
+        ailing = frozenset(f"GPU-{number}" for number in self.sick)
+        xids = () if self.asked is None else (XidEvent(datetime(2026, 11, 23, tzinfo=UTC), 95, "x", self.asked.value),)
+        facts = tuple(GpuFacts(uuid, xids=xids) for uuid in sorted(ailing))
+        return replace(super().seen(), ailing=ailing, gpu_facts=facts)
 
     def _gpu(self, index: int, use: GpuUse) -> Gpu:
         gpu = super()._gpu(index, use)
@@ -155,14 +163,87 @@ def test_shared_gpus_move_only_those_that_are_ill() -> None:
     assert world.names() == ["Start", "Start", "Stop", "Stop"]
 
 
-def test_a_replica_that_ends_on_a_sick_gpu_is_not_started_there_again() -> None:
+def ended(world: GpuWorld) -> GpuWorld:
+    """The same host just after every live replica crashed."""
+    for name, replica in world.replicas.items():
+        gone = replace(replica.found, life=Life.EXITED, exit_code=1)
+        world.replicas[name] = replace(replica, found=gone, ready=False, ready_since=None)
+    return world
+
+
+@pytest.mark.parametrize("asked", [Action.RESET, Action.REBOOT])
+def test_nothing_is_started_again_on_a_gpu_on_which_nothing_works_before_a_reset(asked: Action) -> None:
     world = serving(count=1)
-    world.sick = {0}
-    name, replica = next(iter(world.replicas.items()))
-    world.replicas[name] = replace(replica, found=replace(replica.found, life=Life.EXITED, exit_code=1), ready=False)
-    world.run(passes=200)
+    world.sick, world.asked = {0}, asked
+    ended(world).run(passes=200)
     assert world.names() == ["Bury"]
     assert "gpu0 is sick: Xid 79" in waits_for(world.d, world.asks, None, world.seen(), world.now)
+
+
+@pytest.mark.parametrize("asked", [None, Action.DRAIN])
+@pytest.mark.parametrize("vram", [None, 20 * GIB])
+def test_a_replica_that_crashes_on_a_sick_gpu_and_has_nowhere_else_to_go_comes_back_there_once(
+    asked: Action | None, vram: int | None
+) -> None:
+    world = serving(count=1, vram=vram)
+    world.sick, world.asked = {0}, asked
+    ended(world).run(passes=200)
+    assert world.names() == ["Bury", "Start"]
+    assert world.on() == [0]
+    state, summary = world.state()
+    assert state is DeploymentState.DEGRADED
+    assert summary.startswith("1 of 1 replicas ready, on gpu0, which is sick (Xid 79 ")
+    assert "no other place: needs" in summary
+
+
+def test_what_came_back_on_a_sick_gpu_moves_once_there_is_a_place() -> None:
+    world = serving(count=1)
+    world.sick = {0}
+    ended(world).run(passes=200)
+    world.have(2)
+    world.run()
+    assert world.on() == [1]
+
+
+def test_what_crashes_on_a_sick_gpu_goes_elsewhere_where_there_is_a_place() -> None:
+    world = serving(count=2)
+    world.sick = {0}
+    ended(world).run(passes=200)
+    assert world.on() == [1]
+    assert [step.gpus for step in world.taken if isinstance(step, Start)] == [("GPU-1",)]
+
+
+def test_a_lost_gpu_takes_nothing_back() -> None:
+    world = serving(count=1)
+    world.silent = {0}
+    ended(world).run(passes=200)
+    assert world.names() == ["Bury"]
+
+
+def test_more_replicas_that_are_asked_for_do_not_go_to_a_sick_gpu() -> None:
+    world = serving(count=2)
+    world.sick, world.left = {1}, {"body-1": (("GPU-1",),)}
+    live = world.d.live
+    assert live is not None
+    more = replace(live, spec=replace(live.spec, replicas=2))
+    world.d = replace(world.d, live=more, target=more)
+    world.run(passes=50)
+    assert world.on() == [0] and "Start" not in world.names()
+
+
+def test_the_old_revision_comes_back_to_a_gpu_that_got_sick_under_its_successor() -> None:
+    world = serving(count=1)
+    deploying(world, revision(2, handover="hold"))
+    world.breaks = frozenset({"body-2"})
+    while world.on("body-2") != [0]:
+        for step in world.steps():
+            world.perform(step)
+        if world.on("body-2") != [0]:
+            world.turn(0.5)
+    world.sick = {0}
+    world.run(passes=600)
+    assert world.d.live is not None and world.d.live.number == 1 and not world.d.holding
+    assert world.on() == [0]
 
 
 def test_an_xid_in_the_middle_of_a_deploy_sends_the_new_replica_elsewhere_before_the_switch() -> None:

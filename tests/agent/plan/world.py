@@ -6,6 +6,7 @@ With `gpus` it has GPUs: replicas hold memory there, which comes free a while af
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 from quarterdeck_agent.drivers.base import Found, GatewaySeen, Life, Resources
 from quarterdeck_agent.gpus.placement import Place
@@ -51,7 +52,7 @@ def revision(number: int, body: str = "", **changes: object) -> WantedRevision:
 
 def found(name: str, body: str, revision: int = 1, **changes: object) -> Found:
     """A running replica with an address of its own."""
-    port = 20000 + sum(map(ord, name))
+    port = 20000 + crc32(name.encode()) % 40000
     base = Found(
         id=name,
         deployment="m",
@@ -123,7 +124,7 @@ class World:
 
     def _use(self, uuid: str) -> GpuUse:
         processes = [
-            GpuProcess(1, self.holds.get(r.found.body, 0), replica=r.found.id, deployment="m")
+            GpuProcess(1, self.holds.get(r.found.body, 0), replica=r.found.id, deployment=self.d.name)
             for r in self.replicas.values()
             if r.found.life is Life.RUNNING and uuid in r.found.gpus
         ]
@@ -207,7 +208,7 @@ class World:
             case Start(revision, replica, gpus):
                 new = found(replica, revision.body, revision.number, started=self.now, gpus=gpus)
                 asks = self.asks_of(revision)
-                new = replace(new, vram=asks.vram, exclusive=asks.whole_gpus)
+                new = replace(new, deployment=self.d.name, vram=asks.vram, exclusive=asks.whole_gpus)
                 there = self.replicas.get(replica)
                 if there is None or there.found.life is Life.CREATED:
                     self.replicas[replica] = SeenReplica(new, requests=0)
