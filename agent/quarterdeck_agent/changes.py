@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from quarterdeck_agent.protocol import (
     Spec,
     Version,
 )
+from quarterdeck_agent.rollbacks import Past, passed_over
 from quarterdeck_agent.store import NewOperation, NewRevision, Store
 from quarterdeck_agent.wanted import WantedDeployment, WantedRevision
 
@@ -135,7 +136,7 @@ class Changes:
 
     def _rollback(self, name: str, request: RollbackRequest) -> Draft:
         now = self._deployment(name)
-        target = self._rollback_target(now, request.to)
+        target, doubts = self._rollback_target(now, request.to)
         spec = replace(target.spec, stopped=False)
         draft = self._draft("rollback", name, spec, request.why, now)
         return replace(
@@ -143,6 +144,7 @@ class Changes:
             rollback_of=target.number,
             image=target.image or draft.image,
             command=f"qd rollback {name} --to {target.number}",
+            warnings=(*doubts, *draft.warnings),
         )
 
     def _scale(self, name: str, request: ScaleRequest) -> Draft:
@@ -358,26 +360,22 @@ class Changes:
             raise NotFound(f"there is no deployment {name} on this host", hint=f"Deployments here: {known}.")
         return found
 
-    def _rollback_target(self, now: WantedDeployment, to: int | None) -> Revision:
-        history = self.store.revisions(now.name)
+    def _rollback_target(self, now: WantedDeployment, to: int | None) -> tuple[Revision, tuple[str, ...]]:
+        """The revision to go back to, and what somebody should know of it before."""
+        past = Past(self.store.revisions(now.name), self.store.crashes(now.name))
+        live = now.live.number if now.live is not None else None
+        failed: tuple[Revision, ...] = ()
         if to is not None:
-            found = next((r for r in history if r.number == to), None)
-            if found is None:
-                known = ", ".join(str(r.number) for r in history)
-                raise NotFound(f"{now.name} has no revision {to}", field="to", hint=f"It has: {known}.")
-            return found
-        if now.live is not None and rolling(now):  # a rollout is on its way: take it back
-            return next(r for r in history if r.number == now.live.number)
-        newest = now.live.number if now.live else now.target.number
-        current = now.live or now.target
-        for revision in history:
-            served_before = revision.number < newest and revision.served_at is not None
-            if served_before and not revision.spec.stopped and not same_form(revision.spec, current.spec):
-                return revision
-        raise NotFound(
-            f"{now.name} has no earlier revision that served",
-            hint=f"See `qd history {now.name}` and name one with --to.",
-        )
+            found = _numbered(now.name, past.revisions, to)
+        elif live is not None and rolling(now):  # a rollout is on its way: take it back
+            found = _numbered(now.name, past.revisions, live)
+        else:
+            current = _numbered(now.name, past.revisions, now.target.number if live is None else live)
+            before, failed = past.before(current)
+            if before is None:
+                raise _no_way_back(now.name, failed)
+            found = before
+        return found, (*past.doubts(found, live), *passed_over(failed))
 
     def _changes(self, old: WantedRevision | None, spec: Spec, version: Version) -> tuple[Change, ...]:
         if old is None:
@@ -496,9 +494,24 @@ def same_image(now: WantedDeployment | None, spec: Spec) -> str | None:
     return None
 
 
-def same_form(one: Spec, other: Spec) -> bool:
-    """Whether two specs run the same thing, however many times and however limited."""
-    return (one.version, one.env) == (other.version, other.env)
+def _numbered(name: str, history: Sequence[Revision], number: int) -> Revision:
+    found = next((r for r in history if r.number == number), None)
+    if found is None:
+        known = ", ".join(str(r.number) for r in history)
+        raise NotFound(f"{name} has no revision {number}", field="to", hint=f"It has: {known}.")
+    return found
+
+
+def _no_way_back(name: str, failed: Sequence[Revision]) -> NotFound:
+    """That there is nothing to roll back to but what failed."""
+    if not failed:
+        hint = f"See `qd history {name}` and name one with --to."
+        return NotFound(f"{name} has no earlier revision that served", hint=hint)
+    number, label = failed[0].number, failed[0].spec.label
+    return NotFound(
+        f"{name} has no earlier revision that served well: {number} ({label}) was failing when it was replaced",
+        hint=f"If you mean that one: qd rollback {name} --to {number}.",
+    )
 
 
 def spec_changes(old: Spec, new: Spec) -> tuple[Change, ...]:

@@ -457,6 +457,13 @@ class Store:
             own, of_version = _peaks(session, deployment)
             return own.get((deployment, body), of_version.get((deployment, version)))
 
+    def crashes(self, deployment: str) -> dict[int, int]:
+        """How many crashes are remembered of the body of each revision, by its number."""
+        with self._database.read() as session:
+            query = select(RevisionRow.number, BodyRow).join(BodyRow, _OF_BODY)
+            found = session.exec(query.where(RevisionRow.deployment == deployment)).all()
+            return {number: len(rows.crashes(body)) for number, body in found}
+
     def operations(self, limit: int = 100, target: str | None = None) -> tuple[Operation, ...]:
         """The last operations, newest first, of one target where it is given."""
         with self._database.read() as session:
