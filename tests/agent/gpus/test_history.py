@@ -255,6 +255,17 @@ def test_a_file_that_cannot_be_gone_on_with_is_put_aside_and_a_new_one_begun(
     assert minutes.trouble == ""
 
 
+def test_of_files_that_were_put_aside_only_the_newest_one_stays(tmp_path: Path) -> None:
+    for number in range(3):
+        path(tmp_path).write_bytes(bytes([65 + number]) * 9000)
+        minutes = Minutes(path(tmp_path))
+        tick(minutes, number * 60, 0.5)
+        minutes.close()
+    aside = sorted(each.name for each in tmp_path.iterdir() if "damaged" in each.name)
+    assert aside == ["history.sqlite.damaged"]
+    assert (tmp_path / aside[0]).read_bytes() == b"C" * 9000
+
+
 def test_a_file_that_is_spoilt_while_it_is_open_is_put_aside_once_somebody_reads_it(tmp_path: Path) -> None:
     minutes = Minutes(path(tmp_path))
     for number in range(3):
