@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from quarterdeck_agent import protocol as p
 from quarterdeck_console.preferences import Preferences
-from tests.console.simulation import Simulation, deployment, host_status, large
+from tests.console.simulation import REFUSED, Simulation, deployment, host_status, large
 from tests.console.tui.driving import Driver, drive
 
 
@@ -29,10 +30,49 @@ def test_states_are_told_by_symbol_and_word() -> None:
         assert "▲ degraded: 1 of 2 replicas ready" in d.line_with(" whisper ")
         assert "○ stopped" in d.line_with(" digits ")
         assert "40 held" in d.line_with(" reranker ")
-        assert "✖ 1 failed" in d.text
-        assert "◐ 1 changing" in d.text
+        assert "▲ 1 degraded  ✖ 1 refused  ◐ 1 changing" in d.text
 
     drive(story, size=(170, 40))
+
+
+def down(name: str, **more: Any) -> p.DeploymentStatus:
+    """A deployment that nobody is answered by."""
+    return deployment(
+        name, f"{name}:1", 1, state=p.DeploymentState.FAILED, live_revision=None, replicas_ready=0, replicas=(),
+        summary="the last deploy failed: it exited with code 1", failure=replace(REFUSED, reason=p.FailureReason.EXITED), **more
+    )  # fmt: skip
+
+
+def test_what_is_down_is_told_apart_from_what_serves_although_its_last_deploy_failed() -> None:
+    simulation = Simulation()
+    status = simulation.status["gpu-b1"]
+    late = deployment("slow", "slow:1", 1, failure=replace(REFUSED, reason=p.FailureReason.NEVER_READY, message="60 s"))
+    simulation.status["gpu-b1"] = replace(status, deployments=(*status.deployments, late, down("tts")))
+
+    async def story(d: Driver) -> None:
+        assert "✖ 1 failed  ▲ 1 degraded  ✖ 2 refused  ◐ 1 changing" in d.text
+        assert "✖ failed: the last deploy failed" in d.line_with(" tts ")
+        assert "● serving; ✖ refused: never ready: 60 s" in d.line_with(" slow ")
+        assert d.view.main is not None
+        d.view.main.sort_by("state")
+        found = [key[1] for key in d.view.main.order]
+        assert found[:5] == ["tts", "whisper", "embed", "slow", "reranker"]
+        await d.press("slash", *"refused")
+        await d.until(lambda: d.view.main and len(d.view.main.order) == 2, "what is counted can be found by its word")
+
+    drive(story, size=(170, 40), simulation=simulation)
+
+
+def test_the_troubles_fit_beside_each_other_on_the_smallest_terminal() -> None:
+    simulation = Simulation()
+    status = simulation.status["gpu-a1"]
+    simulation.status["gpu-a1"] = replace(status, deployments=(*status.deployments, down("tts")))
+
+    async def story(d: Driver) -> None:
+        d.simulation.lose("gpu-b1")
+        await d.shows("✖ 1 failed  ○ 1 lost  ▲ 1 degraded  ✖ 1 refused  ◐ 1 ch")
+
+    drive(story, size=(80, 24), simulation=simulation)
 
 
 def test_gpus_are_bars_with_figures_and_a_dead_one_says_why() -> None:
@@ -47,7 +87,7 @@ def test_gpus_are_bars_with_figures_and_a_dead_one_says_why() -> None:
 def test_what_matters_fits_at_every_size(size: tuple[int, int]) -> None:
     async def story(d: Driver) -> None:
         assert all(len(line) <= size[0] for line in d.text.splitlines())
-        assert "✖ 1 failed" in d.text
+        assert "✖ 1 refused" in d.text
         assert "STATE" in d.text
         row = d.line_with(" embed ")
         assert "gpu-a2" in row

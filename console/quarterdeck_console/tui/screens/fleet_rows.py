@@ -21,6 +21,7 @@ from quarterdeck_console.gpus import Device
 from quarterdeck_console.state import FleetState, HostState
 from quarterdeck_console.tui import marks
 from quarterdeck_console.tui.history import History
+from quarterdeck_console.tui.standing import MEANING, Standing, standing
 from quarterdeck_console.tui.widgets.table import Column, Later, Line
 from quarterdeck_console.views import NOTHING, Cell, Severity
 
@@ -33,9 +34,6 @@ COLUMNS = (
     Column("by", "BY", 6, drop=9),
 )  # fmt: skip
 STATE = 4
-RANK = {
-    Severity.BAD: 0, Severity.WARNING: 1, Severity.BUSY: 2, Severity.PLAIN: 3, Severity.GOOD: 4, Severity.MUTED: 5,
-}  # fmt: skip
 BLANK = Cell(NOTHING, Severity.MUTED)
 NUMBER_BLANK = Cell(NOTHING, Severity.MUTED, number=True)
 
@@ -59,7 +57,7 @@ def _silent(host: HostState, now: datetime) -> Line:
     cells = [Cell(f"{host.name} {host_symbol(host)}"), *[BLANK] * (len(COLUMNS) - 1)]
     cells[10] = Cell(marks.since(host.since, now), Severity.MUTED, number=True)
     sort: list[Any] = [None] * len(COLUMNS)
-    sort[0], sort[STATE] = host.name, RANK[note.severity]
+    sort[0], sort[STATE] = host.name, Standing.LOST if lost else Standing.UNKNOWN
     return Line((host.name, ""), tuple(cells), tuple(sort), faded=True, note=(1, note))
 
 
@@ -115,20 +113,12 @@ def _revision(each: DeploymentStatus) -> int:
     return each.live_revision if each.live_revision is not None else each.wanted_revision
 
 
-def _meaning(host: HostState, each: DeploymentStatus) -> Severity:
-    if host.connection == "lost":
-        return Severity.BAD
-    if each.state == DeploymentState.SERVING and each.failure is not None:
-        return Severity.BAD
-    return views.severity(each.state)
-
-
 _SORTS: tuple[Callable[[HostState, DeploymentStatus], Any], ...] = (
     lambda host, each: host.name,
     lambda host, each: each.name,
     lambda host, each: each.label,
     lambda host, each: _revision(each),
-    lambda host, each: RANK[_meaning(host, each)],
+    lambda host, each: standing(each, host.connection == "lost"),
     lambda host, each: each.replicas_ready - each.replicas_wanted,
     lambda host, each: ",".join(gpus_of(host, each)) or NOTHING,
     _rate_of,
@@ -141,7 +131,7 @@ _SORTS: tuple[Callable[[HostState, DeploymentStatus], Any], ...] = (
 
 
 def _state(host: HostState, each: DeploymentStatus, now: datetime) -> Cell:
-    return Cell(_state_words(host, each, now), _meaning(host, each))
+    return Cell(_state_words(host, each, now), MEANING[standing(each, host.connection == "lost")])
 
 
 def _state_words(host: HostState, each: DeploymentStatus, now: datetime) -> str:
@@ -153,7 +143,7 @@ def _last_state(each: DeploymentStatus, now: datetime) -> str:
     """The symbol, the word, and what is behind it, the worst thing told first."""
     mark = marks.symbol(each.state)
     if each.state == DeploymentState.SERVING:
-        return f"{mark} serving" if each.failure is None else f"{mark} serving; ✖ {failed(each.failure)}"
+        return f"{mark} serving" if each.failure is None else f"{mark} serving; ✖ {refused(each.failure)}"
     if each.state == DeploymentState.STOPPED:
         return f"{mark} stopped"
     if views.severity(each.state) == Severity.BUSY:
@@ -168,6 +158,12 @@ def failed(failure: Failure) -> str:
     word = "refused" if failure.reason == FailureReason.GOLDEN_MISMATCH else str(failure.reason).replace("_", " ")
     told = failure.message.removeprefix(f"{word} ")
     return clean_line(f"{word} {told}" if told != failure.message else f"{word}: {told}")
+
+
+def refused(failure: Failure) -> str:
+    """The same of one that something else serves beside: whatever its reason, the word that the band counts by."""
+    said = failed(failure)
+    return said if said.startswith("refused") else f"refused: {said}"
 
 
 def _replicas(each: DeploymentStatus) -> Severity:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -11,8 +13,9 @@ from quarterdeck_console.state import FleetState
 from quarterdeck_console.tui import messages as m
 from quarterdeck_console.tui import words
 from quarterdeck_console.tui.context import Context
+from quarterdeck_console.tui.standing import MEANING, Standing, standing
 from quarterdeck_console.tui.widgets.label import Label
-from quarterdeck_console.views import Severity, count, severity
+from quarterdeck_console.views import Severity, count
 
 PLACES: tuple[tuple[str, m.Place, str], ...] = (
     ("1", "fleet", "Fleet"),
@@ -21,6 +24,11 @@ PLACES: tuple[tuple[str, m.Place, str], ...] = (
     ("4", "gpus", "GPUs"),
 )
 
+TROUBLES = (
+    (Standing.FAILED, "✖"), (Standing.LOST, "○"), (Standing.DEGRADED, "▲"), (Standing.REFUSED, "✖"),
+    (Standing.CHANGING, "◐"),
+)  # fmt: skip
+"""What is counted, with its mark: hosts that are lost, and deployments of those that are not."""
 
 HELP = "? help "
 
@@ -106,22 +114,12 @@ def _counts(fleet: FleetState, wide: bool) -> list[tuple[str, str | Severity]]:
 
 def _troubles(fleet: FleetState) -> list[tuple[str, str | Severity]]:
     """What is not as it should be, the worst first; nothing where all is well."""
-    bad = busy = warned = lost = 0
+    found: Counter[Standing] = Counter()
     for host in fleet.hosts.values():
         if host.connection == "lost":
-            lost += 1
+            found[Standing.LOST] += 1
         elif host.status is not None:
-            for each in host.status.deployments:
-                meaning = severity(each.state)
-                bad += meaning == Severity.BAD or (each.failure is not None and meaning == Severity.GOOD)
-                busy += meaning == Severity.BUSY
-                warned += meaning == Severity.WARNING
-    parts: list[tuple[str, str | Severity]] = []
-    for number, mark, what, meaning in (
-        (bad, "✖", "failed", Severity.BAD), (lost, "○", "lost", Severity.BAD),
-        (warned, "▲", "degraded", Severity.WARNING),
-        (busy, "◐", "changing", Severity.BUSY),
-    ):  # fmt: skip
-        if number:
-            parts.append((f"{mark} {number} {what}  ", meaning))
-    return parts
+            found.update(standing(each, lost=False) for each in host.status.deployments)
+    return [
+        (f"{mark} {found[which]} {which.name.lower()}  ", MEANING[which]) for which, mark in TROUBLES if found[which]
+    ]
