@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from rich.cells import cell_len
+from textual import events
+from textual.dom import DOMNode
 from textual.screen import Screen
 
 from quarterdeck_console.tui import words
 from quarterdeck_console.tui.widgets.label import Label
 from quarterdeck_console.views import Severity
+
+
+class Hint(NamedTuple):
+    """A key, what it does in words, and that as an action of a node."""
+
+    key: str
+    description: str
+    action: str
+    node: DOMNode
 
 
 class KeysLine(Label):
@@ -17,6 +31,8 @@ class KeysLine(Label):
     """
 
     command = ""
+    _places: tuple[tuple[range, Hint], ...] = ()
+    """The columns in which each hint stands."""
 
     def show_command(self, command: str) -> None:
         """The command that does what the keys would do to the present row."""
@@ -26,9 +42,13 @@ class KeysLine(Label):
     def renew(self) -> None:
         """Read the bindings anew."""
         parts: list[tuple[str, str | Severity]] = [(" ", "")]
-        for key, description in hints(self.screen):
-            parts += [(key, "bold $text-accent"), (f" {description}  ", "")]
-        text = words.joined(*parts)
+        places, at = [], 1
+        for hint in hints(self.screen):
+            parts += [(hint.key, "bold $text-accent"), (f" {hint.description}  ", "")]
+            end = at + cell_len(hint.key) + 1 + cell_len(hint.description)
+            places.append((range(at, end), hint))
+            at = end + 2
+        text, self._places = words.joined(*parts), tuple(places)
         room = self.app.size.width - text.cell_length - len(self.command) - 1
         if room < 0:
             shown = self.command[: max(0, len(self.command) + room - 2)]
@@ -36,16 +56,24 @@ class KeysLine(Label):
         else:
             self.show(words.joined(text, (" " * room + self.command, Severity.MUTED)))
 
+    def on_click(self, event: events.Click) -> None:
+        """What a hint says is done, as its key does it."""
+        hint = next((hint for columns, hint in self._places if event.x in columns), None)
+        if hint is not None:
+            # In the app's own turn, as keys are: a dialog that opens tells its answer to whoever opened it.
+            self.app.call_later(self.app.run_action, hint.action, hint.node)
 
-def hints(screen: Screen[object]) -> list[tuple[str, str]]:
-    """Key and description of every active binding that wants to be shown, the first key of each action."""
-    found: dict[str, tuple[int, str, str]] = {}
-    for _, binding, enabled, _ in screen.active_bindings.values():
+
+def hints(screen: Screen[object]) -> list[Hint]:
+    """Every active binding that wants to be shown, by the first key of each action."""
+    found: dict[str, tuple[int, Hint]] = {}
+    for node, binding, enabled, _ in screen.active_bindings.values():
         if binding.show and enabled and binding.action not in found:
             area = (binding.id or "").partition(".")[0]
             rank = _LAST.index(area) + 1 if area in _LAST else 0
-            found[binding.action] = (rank, screen.app.get_key_display(binding), binding.description.lower())
-    return [(key, description) for _, key, description in sorted(found.values(), key=lambda each: each[0])]
+            hint = Hint(screen.app.get_key_display(binding), binding.description.lower(), binding.action, node)
+            found[binding.action] = (rank, hint)
+    return [hint for _, hint in sorted(found.values(), key=lambda each: each[0])]
 
 
 _LAST = ("view", "table")
