@@ -7,10 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quarterdeck_console.clean import escape_json
 from quarterdeck_console.errors import ConsoleError
+
+if TYPE_CHECKING:
+    from quarterdeck_console.gpus import Device
 
 API_VERSION = "quarterdeck/v1"
 
@@ -22,6 +25,14 @@ def plain(value: Any, host: str | None = None) -> Any:
 
         value = msgspec.to_builtins(value)
     return value if host is None else {"host": host, **value}
+
+
+def gpu(device: Device) -> dict[str, Any]:
+    """A GPU with its facts and whose its memory is; `gpu` is what people call it: `0`, `0.2`."""
+    return {
+        "gpu": device.label, **plain(device.gpu), "facts": plain(device.facts) if device.facts else None,
+        "use": plain(device.use) if device.use else None,
+    }  # fmt: skip
 
 
 def items(kind: str, found: Sequence[Any], errors: Sequence[ConsoleError]) -> dict[str, Any]:
@@ -68,7 +79,7 @@ def problem(error: ConsoleError) -> dict[str, Any]:
     }
 
 
-def encode(envelope: dict[str, Any], pretty: bool) -> str:
+def encode(envelope: Any, pretty: bool) -> str:
     """JSON text: indented for one answer, one line for a stream's."""
     import json
 

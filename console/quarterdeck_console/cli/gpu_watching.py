@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from quarterdeck_console import fleet, gpus
-from quarterdeck_console.cli import gpu_table
+from quarterdeck_console.cli import envelope, gpu_table
 from quarterdeck_console.cli.call import Call
-from quarterdeck_console.cli.envelope import plain as as_json
 from quarterdeck_console.cli.watching import tell_lost
 from quarterdeck_console.config import Host
 from quarterdeck_console.fleet import FleetEvent
@@ -28,8 +26,8 @@ REDRAWN = 0.5
 class Watch:
     """What was seen and what was shown of it."""
 
-    def __init__(self, call: Call, hosts: Sequence[Host], plain: Callable[[Device], dict[str, Any]]) -> None:
-        self._call, self._plain = call, plain
+    def __init__(self, call: Call, hosts: Sequence[Host]) -> None:
+        self._call = call
         self._seen = FleetState.of(tuple(host.name for host in hosts))
         self._shown: dict[tuple[str, str], str] = {}
         self._news = asyncio.Event()
@@ -73,7 +71,7 @@ class Watch:
 
     def _print(self, host: str, type_: str, device: Device) -> None:
         if self._call.out.json:
-            self._call.out.event(KIND, type_, as_json(self._plain(device), host))
+            self._call.out.event(KIND, type_, envelope.plain(envelope.gpu(device), host))
             return
         words, key = gpu_table.in_a_line(device), (host, device.gpu.uuid)
         if self._shown.get(key) != words:
@@ -90,9 +88,9 @@ class Watch:
             await asyncio.sleep(REDRAWN)
 
 
-async def watch(call: Call, hosts: Sequence[Host], plain: Callable[[Device], dict[str, Any]], empty: str) -> None:
+async def watch(call: Call, hosts: Sequence[Host], empty: str) -> None:
     """Show every GPU and what becomes of it, until interrupted."""
-    watching = Watch(call, hosts, plain)
+    watching = Watch(call, hosts)
     drawing = asyncio.create_task(watching.draw(empty)) if call.out.redraws else None
     try:
         async with contextlib.aclosing(fleet.subscribe_all(hosts, call.deadline)) as events:

@@ -44,7 +44,7 @@ class Quarterdeck(App[int], inherit_bindings=False):
 
     def __init__(self, context: Context, backend: Callable[[], Backend], preferences: Preferences) -> None:
         super().__init__()
-        self.context, self._preferences = context, preferences
+        self.context, self.keys = context, preferences.keys
         for place in registry.PLACES:
             self.add_mode(place, registry.maker(place, context))
         for theme in themes.THEMES:
@@ -79,7 +79,20 @@ class Quarterdeck(App[int], inherit_bindings=False):
     async def on_event(self, event: events.Event) -> None:
         if isinstance(event, events.Key):
             self._garbage.touched()
+            if not event.is_forwarded and await self._done_by(event.key):
+                return
         await super().on_event(event)
+
+    async def _done_by(self, key: str) -> bool:
+        """Whether a key was bound to something, which is done by now: the next one finds the screen that it opened.
+
+        By itself Textual hands a key to the widget with the focus, and does what it is bound to when it has come back
+        up from there: keys that are typed right after it overtake that. A line that is typed into has its keys first.
+        """
+        if isinstance(self.focused, Input):
+            return False
+        found = self.screen.active_bindings.get(key)
+        return found is not None and found.enabled and await self.run_action(found.binding.action, found.node)
 
     # --- the fleet -------------------------------------------------------------------------------------------------
 
@@ -111,23 +124,39 @@ class Quarterdeck(App[int], inherit_bindings=False):
     # --- going somewhere -------------------------------------------------------------------------------------------
 
     @on(m.OpenPlace)
+    @on(m.OpenHost)
+    @on(m.OpenDeployment)
+    @on(m.OpenLogs)
+    @on(m.OpenText)
+    @on(m.OpenItems)
+    @on(m.OpenHelp)
+    @on(m.GoBack)
+    @on(m.Quit)
+    async def go(self, message: Message) -> None:
+        """Go where this says; it is there when this is over."""
+        if isinstance(message, m.OpenPlace):
+            await self._open_place(message)
+        elif isinstance(message, m.OpenHost):
+            await self._open_place(m.OpenPlace("fleet"))
+            cast(FleetScreen, self.screen).filter_host(message.host)
+        elif isinstance(message, m.OpenHelp):
+            self._open_help()
+        elif isinstance(message, m.GoBack):
+            await self._go_back()
+        elif isinstance(message, m.Quit):
+            self.exit(0)
+        else:
+            await self._open(message)
+
     async def _open_place(self, event: m.OpenPlace) -> None:
         if event.place != self.current_mode:
             await self.switch_mode(event.place)
         while len(self.screen_stack) > 1:
             await self.pop_screen()
         self.show_again()
-        if event.then is not None:
-            self.screen.post_message(event.then)
+        if event.then is not None and self.view is not None:
+            self.view.told(event.then)
 
-    @on(m.OpenHost)
-    async def _open_host(self, event: m.OpenHost) -> None:
-        await self._open_place(m.OpenPlace("fleet"))
-        cast(FleetScreen, self.screen).filter_host(event.host)
-
-    @on(m.OpenDeployment)
-    @on(m.OpenLogs)
-    @on(m.OpenText)
     async def _open(self, event: Message) -> None:
         if self.screen is not self.view:
             return  # it was typed before the dialog that has come meanwhile, and would cover it
@@ -137,7 +166,6 @@ class Quarterdeck(App[int], inherit_bindings=False):
         await self.push_screen(view)
         self.show_again()
 
-    @on(m.OpenHelp)
     def _open_help(self) -> None:
         if (view := self.view) is not None:
             self.push_screen(registry.help_of(view))
@@ -152,25 +180,28 @@ class Quarterdeck(App[int], inherit_bindings=False):
         """Open the command line, at once: the next key is its."""
         view = self.view
         here = view.targets() if view is not None else ()
-        self.push_screen(registry.palette(self.session.fleet, here, self.context.read_only), self._typed)
+        self.push_screen(registry.palette(self.session.fleet, here, self.context.read_only))
 
-    def _typed(self, message: Message | None) -> None:
+    @on(m.Typed)
+    async def _typed(self, event: m.Typed) -> None:
+        """Close the command line and do what was chosen, before the next key."""
+        if self.screen is not event.dialog:
+            return
+        await self.pop_screen()
+        message = event.message
         if isinstance(message, m.Ask):
             self.ask(message)
-        elif message is not None:
+        elif isinstance(message, m.SetTheme | m.SaveScreen):
             self.post_message(message)
+        else:
+            await self.go(message)
 
-    @on(m.GoBack)
     async def _go_back(self) -> None:
         if len(self.screen_stack) > 1:
             await self.pop_screen()
             self.show_again()
         elif self.current_mode != self.DEFAULT_MODE:
             await self._open_place(m.OpenPlace("fleet"))
-
-    @on(m.Quit)
-    def _quit(self) -> None:
-        self.exit(0)
 
     # --- changes and questions -------------------------------------------------------------------------------------
 

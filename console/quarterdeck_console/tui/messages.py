@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Kind = Literal["deploy", "rollback", "scale", "restart", "stop", "remove"]
 AnyRequest = DeployRequest | RollbackRequest | ScaleRequest | ChangeRequest
 Place = Literal["fleet", "versions", "operations", "gpus"]
+Form = Literal["yaml", "json"]
 
 
 class Target(NamedTuple):
@@ -99,7 +100,16 @@ class OpenText(Message):
     """Show these deployments as YAML, or as the JSON that `--json` prints."""
 
     targets: tuple[Target, ...]
-    form: Literal["yaml", "json"]
+    form: Form
+
+
+@dataclass
+class OpenItems(Message):
+    """Show things of other kinds so: each by its host, and its uuid or id there."""
+
+    kind: Literal["gpus", "versions", "operations"]
+    keys: tuple[tuple[str, str], ...]
+    form: Form
 
 
 @dataclass
@@ -119,6 +129,14 @@ class SetTheme(Message):
 @dataclass
 class SaveScreen(Message):
     """Write the screen as SVG into the present folder."""
+
+
+@dataclass
+class Typed(Message):
+    """Chosen in the command line `dialog`, which closes: do this."""
+
+    dialog: MessagePump
+    message: Message
 
 
 @dataclass

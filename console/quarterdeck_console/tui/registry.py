@@ -60,7 +60,7 @@ def opened(message: Message, context: Context, fleet: FleetState) -> View:
         from quarterdeck_console.tui.screens.logs import LogsScreen
 
         return LogsScreen(context, message.targets, message.revision, message.previous)
-    assert isinstance(message, m.OpenText)
+    assert isinstance(message, m.OpenText | m.OpenItems)
     from quarterdeck_console.tui import export
     from quarterdeck_console.tui.screens.text import TextScreen
 

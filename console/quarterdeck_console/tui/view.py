@@ -6,8 +6,8 @@ crumbs and its help; its keys are bindings with ids, so that a user can remap th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol, cast
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -35,11 +35,17 @@ CHANGES = frozenset({"deploy", "rollback", "scale", "restart", "stop", "remove",
 """Actions that change something: hidden and refused in a read-only console."""
 
 
-class Asking(Protocol):
+class Leading(Protocol):
     """What the app does for a view at once, before any other key."""
+
+    keys: Mapping[str, str]
+    """The keys of the user's own, by the id of a binding."""
 
     def ask(self, message: m.Ask) -> None:
         """Open the dialog of a change."""
+
+    async def go(self, message: Message) -> None:
+        """Go where an `Open…` message says, or back: when it is over, the next key is for what is there."""
 
 
 class View(Screen[None]):
@@ -130,7 +136,8 @@ class View(Screen[None]):
     def on_mount(self) -> None:
         self.show_frame()
         if self.main is not None:
-            self.main.focus()
+            # Not `focus()`, which takes effect later: the next key may be here already.
+            self.set_focus(self.main)
         self.begin()
 
     def show_fleet(self, fleet: FleetState, hosts: frozenset[str], refresh: float) -> None:
@@ -158,7 +165,18 @@ class View(Screen[None]):
 
     def ask_for(self, message: m.Ask) -> None:
         """Open the dialog of a change, at once: a message would let the keys typed right after reach this view."""
-        cast(Asking, self.app).ask(message)
+        self._app.ask(message)
+
+    def told(self, message: Message) -> None:
+        """Do what whoever opened this place says."""
+
+    async def go(self, message: Message) -> None:
+        """Go somewhere, at once: a message would let the keys typed right after reach this view."""
+        await self._app.go(message)
+
+    @property
+    def _app(self) -> Leading:
+        return cast(Leading, self.app)
 
     def on_resize(self) -> None:
         if self.is_mounted:
@@ -179,32 +197,38 @@ class View(Screen[None]):
 
     def on_key(self, event: events.Key) -> None:
         """A key that is not there in a read-only console says why nothing happens."""
-        if self.context.read_only and event.is_printable and event.key in self._changing_keys():
+        if self.context.read_only and event.key in self._changing_keys():
             self.tell("this console is read-only: nothing is changed from here", bad=True)
 
     def _changing_keys(self) -> frozenset[str]:
-        bindings = self._bindings.key_to_bindings
-        return frozenset(key for key, found in bindings.items() if any(each.action in CHANGES for each in found))
+        bindings = self._bindings.copy()
+        bindings.apply_keymap(dict(self._app.keys))
+        return frozenset(
+            key for key, found in bindings.key_to_bindings.items() if any(each.action in CHANGES for each in found)
+        )
 
-    def action_help(self) -> None:
-        self.post_message(m.OpenHelp())
+    async def action_open(self) -> None:
+        """Enter or a second click on a row."""
 
-    def action_back(self) -> None:
+    async def action_help(self) -> None:
+        await self.go(m.OpenHelp())
+
+    async def action_back(self) -> None:
         """One step back: the filter goes first, then the selection, then the screen."""
         filter_line = self.query_one(FilterLine)
         if filter_line.value:
             filter_line.action_clear()
         elif self.main is None or not self.main.clear_selection():
-            self.post_message(m.GoBack())
+            await self.go(m.GoBack())
 
     def action_refresh_rate(self, direction: int) -> None:
         self.post_message(m.ChangeRefresh(direction))
 
-    def action_place(self, place: m.Place) -> None:
-        self.post_message(m.OpenPlace(place))
+    async def action_place(self, place: m.Place) -> None:
+        await self.go(m.OpenPlace(place))
 
-    def action_quit_or_back(self) -> None:
-        self.post_message(m.GoBack() if self.crumbs() else m.Quit())
+    async def action_quit_or_back(self) -> None:
+        await self.go(m.GoBack() if self.crumbs() else m.Quit())
 
     def action_quit(self) -> None:
         self.post_message(m.Quit())
@@ -231,6 +255,11 @@ class View(Screen[None]):
         self._filter_note = "  ".join(notes)
         self.query_one(Band).show_place(self.place, self.crumbs(), self._filter_note)
 
+    @on(Table.Chosen)
+    async def _chosen(self, event: Table.Chosen) -> None:
+        event.stop()
+        await self.action_open()
+
     @on(Table.Moved)
     def _moved(self, event: Table.Moved) -> None:
         if event.table is self.main:
@@ -252,34 +281,39 @@ class TargetView(View):
         Binding("J", "text('json')", "JSON, as --json prints it", show=False, id="target.json"),
     ]
 
-    def _asked(self, make: Callable[[tuple[m.Target, ...]], Message]) -> None:
+    async def _go_with(self, make: Callable[[tuple[m.Target, ...]], Message]) -> None:
+        if targets := self._under_cursor():
+            await self.go(make(targets))
+
+    def _ask_about(self, make: Callable[[tuple[m.Target, ...]], m.Ask]) -> None:
+        if targets := self._under_cursor():
+            self.ask_for(make(targets))
+
+    def _under_cursor(self) -> tuple[m.Target, ...]:
         if not (targets := self.targets()):
             self.tell("there is no deployment under the cursor", bad=True)
-        elif isinstance(message := make(targets), m.Ask):
-            self.ask_for(message)
-        else:
-            self.post_message(message)
+        return targets
 
-    def action_describe(self) -> None:
-        self._asked(lambda targets: m.OpenDeployment(targets[0]))
+    async def action_describe(self) -> None:
+        await self._go_with(lambda targets: m.OpenDeployment(targets[0]))
 
-    def action_logs(self) -> None:
-        self._asked(m.OpenLogs)
+    async def action_logs(self) -> None:
+        await self._go_with(m.OpenLogs)
 
-    def action_text(self, form: Literal["yaml", "json"]) -> None:
-        self._asked(lambda targets: m.OpenText(targets, form))
+    async def action_text(self, form: m.Form) -> None:
+        await self._go_with(lambda targets: m.OpenText(targets, form))
 
     def action_deploy(self) -> None:
         self.ask_for(m.AskDeploy(self.targets()))
 
     def action_rollback(self) -> None:
-        self._asked(m.AskRollback)
+        self._ask_about(m.AskRollback)
 
     def action_scale(self) -> None:
-        self._asked(m.AskScale)
+        self._ask_about(m.AskScale)
 
     def action_restart(self) -> None:
-        self._asked(m.AskRestart)
+        self._ask_about(m.AskRestart)
 
     def action_stop(self) -> None:
-        self._asked(m.AskStop)
+        self._ask_about(m.AskStop)

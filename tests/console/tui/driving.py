@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,10 +34,10 @@ class Driver:
         await self.pilot.press(*keys)
         await self.pilot.pause()
 
-    async def burst(self, keys: str) -> None:
-        """Letters as a terminal hands them over that were typed ahead, or repeated: all at once."""
+    async def burst(self, keys: Iterable[str]) -> None:
+        """Keys as a terminal hands them over that were typed ahead, pasted, or repeated: all at once."""
         for key in keys:
-            self.app.post_message(events.Key(key, key))
+            self.app.post_message(events.Key(key, {"colon": ":", "slash": "/", "space": " "}.get(key)))
         await self.pilot.pause()
 
     async def until(self, condition: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:

@@ -96,7 +96,7 @@ def test_sorting_by_state_puts_the_worst_first() -> None:
     async def story(d: Driver) -> None:
         assert d.view.main is not None
         d.view.main.sort_by("state")
-        assert names(d)[0] == "embed"
+        assert names(d)[:3] == ["whisper", "embed", "reranker"]
         assert names(d)[-1] == "digits"
 
     drive(story)
@@ -147,6 +147,52 @@ def test_a_click_goes_to_a_place_and_opens_the_help() -> None:
         assert not d.app.screen.is_modal
         await d.pilot.click(offset=(d.text.splitlines()[0].index("? help"), 0))
         await d.until(lambda: d.app.screen.is_modal, "the help is open")
+
+    drive(story, size=(160, 40))
+
+
+@pytest.mark.parametrize(
+    ("hint", "shown"),
+    [
+        ("d describe", "› embed on gpu-a2"),
+        ("l logs", "› logs of embed on gpu-a2"),
+        ("D deploy", "Deploy embed:1.3 to gpu-a2"),
+        ("R roll back", "Roll back embed on gpu-a2"),
+        (": command", "verb, deployment, host or place"),
+        ("s sort", "HOST▲"),
+    ],
+)
+def test_a_click_on_a_hint_does_what_its_key_does(hint: str, shown: str) -> None:
+    async def story(d: Driver) -> None:
+        await d.press("j", "j")
+        for offset in (0, len(hint) - 1):
+            at = d.text.splitlines()[-1].index(hint) + offset
+            await d.pilot.click(offset=(at, 39))
+            await d.shows(shown)
+            await d.press("escape")
+            await d.press(*["s"] * 12 if hint == "s sort" else [])
+
+    drive(story, size=(160, 40))
+
+
+def test_a_change_that_was_asked_for_by_a_click_is_done_by_its_y() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("j", "j")
+        await d.pilot.click(offset=(d.text.splitlines()[-1].index("R roll back") + 3, 39))
+        await d.shows("y roll back")
+        await d.press("y")
+        await d.until(d.simulation.changes, "the change is asked for")
+
+    drive(story, size=(160, 40))
+
+
+def test_a_click_beside_the_hints_does_nothing() -> None:
+    async def story(d: Driver) -> None:
+        last = d.text.splitlines()[-1]
+        for at in (0, last.index("  l logs"), last.index("qd describe") + 3, 159):
+            await d.pilot.click(offset=(at, 39))
+            await d.pilot.pause(0.05)
+            assert len(d.app.screen_stack) == 1
 
     drive(story, size=(160, 40))
 
@@ -251,6 +297,59 @@ def test_plus_and_minus_change_the_refresh() -> None:
         await d.shows("refresh every 1 s")
         await d.press("plus")
         assert d.app.session.refresh == 0.5
+
+    drive(story)
+
+
+# --- keys that come all at once ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "shown"),
+    [
+        (("j", "j", "enter", "R"), "Roll back embed on gpu-a2"),
+        (("j", "j", "enter", "space", "j", "space", "x"), "DIFF 8 → 9"),
+        (("l", "w"), "following  last 1,000 lines  wrap"),
+        (("4", "j", "J"), '"gpu": "1"'),
+        (("3", "z"), "op-swap"),
+        (("j", "slash", "v", "a", "d"), "/vad 2 of 7"),
+        (("enter", "slash", "x"), "/x 0 of 3"),
+        (("2", "colon", *"gpus", "enter", "t"), "last 1h"),
+    ],
+)
+def test_keys_that_come_in_one_go_reach_what_those_before_them_opened(keys: tuple[str, ...], shown: str) -> None:
+    async def story(d: Driver) -> None:
+        await d.burst(keys)
+        await d.shows(shown)
+
+    drive(story, size=(100, 40))
+
+
+@pytest.mark.parametrize(
+    "keys", [("d", "escape"), ("question_mark", "q"), ("enter", "q"), ("4", "escape"), ("l", "q"), ("J", "q")]
+)
+def test_a_key_that_leaves_is_over_before_the_next(keys: tuple[str, ...]) -> None:
+    async def story(d: Driver) -> None:
+        await d.burst([*keys, "j"])
+        await d.until(lambda: d.view.place == "fleet" and d.view.targets()[0].name == "reranker", "home, one row down")
+        assert d.app.is_running and len(d.app.screen_stack) == 1
+
+    drive(story)
+
+
+@pytest.mark.parametrize("more", ["y", "yyyy", "Jy", "lq"])
+@pytest.mark.parametrize(
+    ("typed", "title"),
+    [("rollback embed", "Roll back embed"), ("stop embed", "Stop embed"), ("push /x", "Push a bundle")],
+)
+def test_keys_after_a_command_are_its_dialogs_and_confirm_nothing(typed: str, title: str, more: str) -> None:
+    async def story(d: Driver) -> None:
+        await d.burst(["colon", *(each.replace(" ", "space").replace("/", "slash") for each in typed), "enter", *more])
+        await d.shows(title)
+        assert d.app.screen_stack[:-1] == [d.view]
+        assert not d.view.crumbs()
+        assert not d.simulation.changes()
+        assert not [kind for kind, _ in d.simulation.asked if kind == "push"]
 
     drive(story)
 
@@ -377,6 +476,20 @@ def test_a_read_only_console_has_no_key_that_changes_anything(key: str) -> None:
         assert "Roll back" not in d.text
 
     drive(story, read_only=True, size=(120, 50))
+
+
+def test_a_key_of_the_users_own_says_too_that_a_read_only_console_changes_nothing() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("D")
+        await d.pilot.pause(0.05)
+        assert "nothing is changed from here" not in d.text, "it is no key of a change any more"
+        for key in ("f5", "ctrl+g"):
+            d.view.tell("quiet")
+            await d.press(key)
+            await d.shows("this console is read-only: nothing is changed from here")
+
+    keys = {"target.deploy": "f5,ctrl+g", "versions.push": "f6"}
+    drive(story, read_only=True, preferences=replace(Preferences(), keys=keys), size=(120, 50))
 
 
 @pytest.mark.parametrize("verb", ["deploy", "rollback", "scale", "restart", "stop", "rm"])

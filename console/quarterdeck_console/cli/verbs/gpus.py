@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -90,8 +90,10 @@ def command(
 
 def _once(call: Call) -> int:
     hosts = call.hosts()
+    from quarterdeck_console.cli import envelope
+
     answers, errors = collect(call, hosts, lambda client: client.status())
-    found = [(host, plain(device)) for host, status in answers for device in _devices(status)]
+    found = [(host, envelope.gpu(device)) for host, status in answers for device in _devices(status)]
     names = tuple(host.name for host in hosts)
     return show(
         call, "GpuList", found, errors, answered=len(answers), human=lambda: _print(call, names, answers, errors)
@@ -102,16 +104,6 @@ def _devices(status: HostStatus) -> tuple[Device, ...]:
     from quarterdeck_console import gpus
 
     return gpus.devices(status)
-
-
-def plain(device: Device) -> dict[str, Any]:
-    """A GPU with its facts and whose its memory is, as JSON has it; `gpu` is what people call it: `0`, `0.2`."""
-    from quarterdeck_console.cli.envelope import plain
-
-    return {
-        "gpu": device.label, **plain(device.gpu), "facts": plain(device.facts) if device.facts else None,
-        "use": plain(device.use) if device.use else None,
-    }  # fmt: skip
 
 
 def _print(
@@ -135,5 +127,5 @@ NONE = "no host has a GPU that NVML can see; qd doctor says what is missing"
 async def _watch(call: Call) -> int:
     from quarterdeck_console.cli.gpu_watching import watch
 
-    await watch(call, call.hosts(), plain, NONE)
+    await watch(call, call.hosts(), NONE)
     return 0

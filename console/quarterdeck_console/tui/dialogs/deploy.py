@@ -67,7 +67,7 @@ class DeployDialog(PlanDialog):
     def begin(self) -> None:
         """With a version to offer, the answer is next: `y` must not be typed into a field. Shift+tab goes back up."""
         if self._version:
-            self.query_one("#no").focus()
+            self.set_focus(self.query_one("#no"))
 
     def learn(self) -> None:
         """Versions that were pushed meanwhile can be chosen; the plan is asked anew where one was missing."""

@@ -33,6 +33,7 @@ SEEN = 0.3
 class Question(ModalScreen[T | None], Generic[T]):
     """Dismissed with the answer, or `None` for No."""
 
+    AUTO_FOCUS = ""
     verb: str = "do it"
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -101,7 +102,8 @@ class Question(ModalScreen[T | None], Generic[T]):
     def on_mount(self) -> None:
         self.renew()
         fields = self.query("#dialog-form Entry")
-        (fields.first() if fields else self.query_one("#no")).focus()
+        # Not `focus()`, which takes effect later: what is typed by then would go into a field that is only passed by.
+        self.set_focus(fields.first() if fields else self.query_one("#no"))
         self.begin()
 
     def show_question(self, told: Content, command: Content) -> None:
@@ -110,6 +112,12 @@ class Question(ModalScreen[T | None], Generic[T]):
         self.query_one("#plan", Label).show(told)
         self.query_one("#dialog-command", Label).show(command)
         self.show_answers()
+
+    def on_screen_suspend(self) -> None:
+        """Something covers it: what is answered when that goes has not been in sight."""
+        self._seen = False
+        if self._seeing is not None:
+            self._seeing.stop()
 
     def on_screen_resume(self) -> None:
         """It came to the top, perhaps from under another screen."""

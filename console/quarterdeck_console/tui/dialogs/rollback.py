@@ -42,7 +42,7 @@ class RollbackDialog(PlanDialog):
         yield Field("revision", "to", LAST if self._to is None else str(self._to), [LAST])
 
     def begin(self) -> None:
-        self.query_one("#no").focus()
+        self.set_focus(self.query_one("#no"))
         if len(self._targets) == 1:
             self.post_message(m.WantDetail(self, self._targets[0]))
 

@@ -277,7 +277,7 @@ class DeploymentScreen(TargetView):
         pane = self.query_one("#about" if self.has_class("-about") else "#story", Pane)
         (pane if self.has_class("-zoomed") else self.main).focus()
 
-    def action_back(self) -> None:
+    async def action_back(self) -> None:
         if self.has_class("-zoomed"):
             self.action_zoom()
         elif self._compared is not None:
@@ -285,22 +285,20 @@ class DeploymentScreen(TargetView):
         elif self.has_class("-about"):
             self.action_about()
         else:
-            super().action_back()
+            await super().action_back()
 
     def action_pane(self, direction: int) -> None:
         self.query_one("#about" if self.has_class("-about") else "#story", Pane).by(direction * SCROLL)
 
-    @on(Table.Chosen)
-    def _open(self, event: Table.Chosen) -> None:
-        event.stop()
+    async def action_open(self) -> None:
         self.action_zoom()
 
-    def action_describe(self) -> None:
+    async def action_describe(self) -> None:
         self.action_zoom()
 
-    def action_logs(self) -> None:
+    async def action_logs(self) -> None:
         chosen = self.chosen
-        self.post_message(m.OpenLogs((self.target,), self._wrote(chosen) if chosen is not None else None))
+        await self.go(m.OpenLogs((self.target,), self._wrote(chosen) if chosen is not None else None))
 
     def _wrote(self, chosen: Revision) -> int:
         """The revision whose lines are its: one that was rolled back to serves by replicas of the one it came from."""

@@ -58,10 +58,8 @@ class FleetScreen(TargetView):
         """Only this host's deployments."""
         self.set_filter_text(host)
 
-    @on(Table.Chosen)
-    def _open(self, event: Table.Chosen) -> None:
-        event.stop()
-        self.action_describe()
+    async def action_open(self) -> None:
+        await self.action_describe()
 
     @on(Table.Moved)
     def _follow(self, event: Table.Moved) -> None:

@@ -244,18 +244,24 @@ class GpusScreen(TargetView):
     def action_pane(self, direction: int) -> None:
         self.query_one("#about", Pane).by(direction * SCROLL)
 
-    def action_back(self) -> None:
+    async def action_back(self) -> None:
         if self.has_class("-zoomed"):
             self.action_zoom()
         elif self.has_class("-about"):
             self.action_about()
         else:
-            super().action_back()
+            await super().action_back()
 
-    @on(Table.Chosen)
-    def _open(self, event: Table.Chosen) -> None:
-        event.stop()
-        self.action_describe()
+    async def action_open(self) -> None:
+        await self.action_describe()
+
+    async def action_text(self, form: m.Form) -> None:
+        """The GPUs themselves, as `qd gpus` has them."""
+        chosen = tuple((host, uuid) for host, uuid in self.query_one("#gpus", Table).chosen)
+        if chosen:
+            await self.go(m.OpenItems("gpus", chosen, form))
+        else:
+            self.tell("there is no GPU under the cursor", bad=True)
 
     def action_metric(self) -> None:
         """The next gauge, where only one has room."""

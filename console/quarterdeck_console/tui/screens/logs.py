@@ -154,7 +154,7 @@ class LogsScreen(View):
         return self.query_one(LogView)
 
     def begin(self) -> None:
-        self.log_view.focus()
+        self.set_focus(self.log_view)
         self._ask()
 
     def on_unmount(self) -> None:
@@ -330,13 +330,13 @@ class LogsScreen(View):
         self._received = self._missed = 0
         self._show_state()
 
-    def action_back(self) -> None:
+    async def action_back(self) -> None:
         """One step back: what is selected goes first, then the filter, then the search, then the screen."""
         search = self.query_one(SearchLine)
         if self.selections:
             self.clear_selection()
         elif self.query_one(FilterLine).value or not search.value:
-            super().action_back()
+            await super().action_back()
         else:
             search.action_clear()
 
@@ -365,8 +365,8 @@ class LogsScreen(View):
         self.revision = None if chosen is None or chosen > newest else chosen
         self._ask()
 
-    def action_describe(self) -> None:
-        self.post_message(m.OpenDeployment(self.shown_targets[0]))
+    async def action_describe(self) -> None:
+        await self.go(m.OpenDeployment(self.shown_targets[0]))
 
     def action_rollback(self) -> None:
         self.ask_for(m.AskRollback(self.shown_targets))

@@ -133,9 +133,7 @@ class OperationsScreen(TargetView):
 
     # --- keys ------------------------------------------------------------------------------------------------------
 
-    @on(Table.Chosen)
-    def _open(self, event: Table.Chosen) -> None:
-        event.stop()
+    async def action_open(self) -> None:
         self.action_zoom()
 
     def action_zoom(self) -> None:
@@ -143,19 +141,26 @@ class OperationsScreen(TargetView):
         self.toggle_class("-zoomed")
         (self.query_one("#story") if self.has_class("-zoomed") else self.query_one("#operations")).focus()
 
-    def action_back(self) -> None:
+    async def action_back(self) -> None:
         if self.has_class("-zoomed"):
             self.action_zoom()
         else:
-            super().action_back()
+            await super().action_back()
 
     def action_pane(self, direction: int) -> None:
         self.query_one("#story", Pane).by(direction * SCROLL)
 
-    def action_logs(self) -> None:
+    async def action_text(self, form: m.Form) -> None:
+        """The change itself, as `qd operations` has it."""
+        if (chosen := self.chosen) is None:
+            self.tell("there is no change under the cursor", bad=True)
+        else:
+            await self.go(m.OpenItems("operations", ((chosen[0], chosen[1].id),), form))
+
+    async def action_logs(self) -> None:
         """Of the revision that the change made."""
         targets, chosen = self.targets(), self.chosen
         if len(targets) == 1 and chosen is not None:
-            self.post_message(m.OpenLogs(targets, chosen[1].revision))
+            await self.go(m.OpenLogs(targets, chosen[1].revision))
         else:
-            super().action_logs()
+            await super().action_logs()

@@ -37,7 +37,7 @@ class TextScreen(View):
             yield Label(self._coloured(""), id="lines")
 
     def begin(self) -> None:
-        self.query_one("#text").focus()
+        self.set_focus(self.query_one("#text"))
 
     def set_filter(self, typed: str) -> None:
         self.query_one("#lines", Label).show(self._coloured(typed))

@@ -10,6 +10,7 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.message import Message
 
 from quarterdeck_agent.protocol import Version
 from quarterdeck_console.tui import commands, look, words
@@ -41,6 +42,8 @@ class VersionsScreen(View):
         Binding("x", "diff", "compare", id="versions.diff"),
         Binding("d,z", "zoom", "describe", id="versions.zoom"),
         Binding("l", "logs", "Logs of what serves it", show=False, id="versions.logs"),
+        Binding("y", "text('yaml')", "YAML", show=False, id="versions.yaml"),
+        Binding("J", "text('json')", "JSON, as --json prints it", show=False, id="versions.json"),
         Binding("c", "clear", "End the push, or forget what became of it", show=False, id="versions.clear"),
         Binding("ctrl+d", "pane(1)", "Text down", show=False, id="versions.down"),
         Binding("ctrl+u", "pane(-1)", "Text up", show=False, id="versions.up"),
@@ -129,10 +132,11 @@ class VersionsScreen(View):
     def action_push(self) -> None:
         self.app.push_screen(PushDialog(self.context), self._push)
 
-    @on(m.StartPush)
-    def _start_push(self, event: m.StartPush) -> None:
-        event.stop()
-        self.app.push_screen(PushDialog(self.context, event.folder), self._push)
+    def told(self, message: Message) -> None:
+        if isinstance(message, m.StartPush):
+            self.app.push_screen(PushDialog(self.context, message.folder), self._push)
+        elif isinstance(message, m.StartCompare):
+            self._start_compare(message.labels)
 
     def _push(self, wanted: Push | None) -> None:
         if wanted is not None:
@@ -192,9 +196,18 @@ class VersionsScreen(View):
         chosen = self.chosen
         self.ask_for(m.AskDeploy((), chosen.label if chosen is not None else None))
 
-    def action_logs(self) -> None:
+    async def action_text(self, form: m.Form) -> None:
+        """The versions themselves, as `qd versions` has them, on each host."""
+        known = placed(self.fleet)
+        keys = tuple((host, each.id) for each in self._selected() for host in known[each.id].on)
+        if keys:
+            await self.go(m.OpenItems("versions", keys, form))
+        else:
+            self.tell("there is no version under the cursor", bad=True)
+
+    async def action_logs(self) -> None:
         if targets := self.targets():
-            self.post_message(m.OpenLogs(targets))
+            await self.go(m.OpenLogs(targets))
         else:
             self.tell("nothing serves this version", bad=True)
 
@@ -208,11 +221,9 @@ class VersionsScreen(View):
             self.tell("select two versions with space to compare them", bad=True)
         self._show_about()
 
-    @on(m.StartCompare)
-    def _start_compare(self, event: m.StartCompare) -> None:
-        event.stop()
+    def _start_compare(self, labels: tuple[str, ...]) -> None:
         known = {each.version.label: each.version for each in placed(self.fleet).values()}
-        pair = [known[label] for label in event.labels if label in known]
+        pair = [known[label] for label in labels if label in known]
         if len(pair) == 2:
             self._compare(pair[0], pair[1])
             self._show_about()
@@ -236,9 +247,7 @@ class VersionsScreen(View):
         ]
         return (max(older, key=lambda each: each.created_at), selected[0]) if older else None
 
-    @on(Table.Chosen)
-    def _open(self, event: Table.Chosen) -> None:
-        event.stop()
+    async def action_open(self) -> None:
         self.action_zoom()
 
     def action_zoom(self) -> None:
@@ -246,13 +255,13 @@ class VersionsScreen(View):
         self.toggle_class("-zoomed")
         (self.query_one("#about") if self.has_class("-zoomed") else self.table).focus()
 
-    def action_back(self) -> None:
+    async def action_back(self) -> None:
         if self.has_class("-zoomed"):
             self.action_zoom()
         elif self._compared is not None:
             self.action_diff()
         else:
-            super().action_back()
+            await super().action_back()
 
     def action_pane(self, direction: int) -> None:
         self.query_one("#about", Pane).by(direction * SCROLL)

@@ -137,7 +137,7 @@ class Table(ScrollView, can_focus=True):
         Binding("space", "select", "Select", id="table.select"),
         Binding("s", "sort", "Sort", id="table.sort"),
         Binding("S", "reverse", "Reverse the order", show=False, id="table.reverse"),
-        Binding("enter", "choose", "Open", show=False, id="table.open"),
+        Binding("enter", "screen.open", "Open", show=False, id="table.open"),
     ]
 
     DEFAULT_CSS = """
@@ -153,7 +153,7 @@ class Table(ScrollView, can_focus=True):
 
     @dataclass
     class Chosen(Message):
-        """Enter or a second click on a row."""
+        """A second click on a row. Enter is the screen's `open`, at once: what is typed after it is for what opens."""
 
         table: Table
         key: Key
@@ -343,10 +343,6 @@ class Table(ScrollView, can_focus=True):
     def action_reverse(self) -> None:
         self.sort_by(self.sort_column or self.columns[0].key, not self.descending)
 
-    def action_choose(self) -> None:
-        if self.cursor is not None:
-            self.post_message(self.Chosen(self, self.cursor))
-
     # --- the mouse -------------------------------------------------------------------------------------------------
 
     def on_click(self, event: events.Click) -> None:
@@ -359,7 +355,7 @@ class Table(ScrollView, can_focus=True):
             again = self.order[place] == self.cursor and event.chain > 1
             self._go(place)
             if again:
-                self.action_choose()
+                self.post_message(self.Chosen(self, self.order[place]))
 
     def _sort_at(self, x: int) -> None:
         at = MARK
