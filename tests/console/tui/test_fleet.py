@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -35,11 +34,12 @@ def test_states_are_told_by_symbol_and_word() -> None:
     drive(story, size=(170, 40))
 
 
-def down(name: str, **more: Any) -> p.DeploymentStatus:
+def down(name: str) -> p.DeploymentStatus:
     """A deployment that nobody is answered by."""
+    exited = replace(REFUSED, reason=p.FailureReason.EXITED)
     return deployment(
         name, f"{name}:1", 1, state=p.DeploymentState.FAILED, live_revision=None, replicas_ready=0, replicas=(),
-        summary="the last deploy failed: it exited with code 1", failure=replace(REFUSED, reason=p.FailureReason.EXITED), **more
+        summary="the last deploy failed: it exited with code 1", failure=exited,
     )  # fmt: skip
 
 

@@ -122,8 +122,9 @@ def test_the_flag_makes_the_whole_console_read_only(fleet: Path, agent: FakeAgen
     with terminal(fleet, "--read-only") as t:
         t.until(lambda sent: b"digits" in sent and b"read-only" in sent, "the console says that it is read-only")
         t.press(b"X")
-        t.press(b"y")
-        t.press(b"q")
+        t.press(b"y")  # its dialog would be answered; without one this is the YAML
+        t.until(lambda sent: b"yaml of digits" in sent, "the YAML")
+        t.press(b"qq")
         assert t.ended() == 0
         assert not [each for each in agent.requests if each.method != "GET"]
 
@@ -219,6 +220,21 @@ def test_a_wrong_file_is_told_in_words_before_the_screen_is_taken(tmp_path: Path
         assert t.ended() == 2
         assert "cannot be ctrl+s: it belongs to flow control" in t.text
         assert b"\x1b[?1049h" not in t.bytes
+
+
+def test_what_is_pasted_after_a_command_confirms_nothing_and_opens_nothing(fleet: Path, agent: FakeAgent) -> None:
+    with terminal(fleet) as t:
+        t.until(lambda sent: b"digits" in sent, "the deployment is shown")
+        t.press(b":stop digits\ryyyJ")
+        t.until(lambda _: "y stop" in t.text, "its dialog can be answered")
+        assert "yaml of" not in t.text and "json of" not in t.text
+        assert all(each.query.get("plan") == "true" for each in agent.requests if each.method != "GET")
+        t.press(b"n")
+        t.settle()
+        t.press(b"\rJ")
+        t.until(lambda sent: b"json of digits" in sent, "of what enter opened")
+        t.press(b"\x03")
+        assert t.ended() == 0
 
 
 def test_a_pasted_command_is_the_command_lines_and_no_key_of_the_view(fleet: Path, agent: FakeAgent) -> None:
