@@ -49,8 +49,18 @@ class Row:
         return self.verdict in ("ok", "only ours", "neither")
 
 
-def compared(before: Mapping[str, Told], theirs: Mapping[str, Told], after: Mapping[str, Told]) -> list[Row]:
-    """All rows: which GPUs there are, then figure by figure, then process by process."""
+def compared(
+    before: Mapping[str, Told],
+    theirs: Mapping[str, Told],
+    after: Mapping[str, Told],
+    *,
+    apart: bool = False,
+) -> list[Row]:
+    """All rows: which GPUs there are, then figure by figure, then process by process.
+
+    `apart` tells that this is a container with pids of its own: NVML then lists those of the host, and nvidia-smi
+    leaves out those that it does not find.
+    """
     rows = []
     for uuid in [*before, *(uuid for uuid in theirs if uuid not in before)]:
         mine, other = before.get(uuid), theirs.get(uuid)
@@ -58,7 +68,7 @@ def compared(before: Mapping[str, Told], theirs: Mapping[str, Told], after: Mapp
         rows.append(Row(name, "uuid", uuid if mine else "–", uuid if other else "–", _there(mine, other)))
         if mine is not None and other is not None:
             rows += _figures(name, mine, other, after.get(uuid, mine))
-            rows += _processes(name, mine, other, after.get(uuid, mine))
+            rows += _processes(name, mine, other, after.get(uuid, mine), apart=apart)
     return rows
 
 
@@ -87,7 +97,7 @@ def verdict_of(figure: str, value: Value, them: Value, later: Value) -> Verdict:
     return "ok" if them in (value, later) else "differs"
 
 
-def _processes(name: str, mine: Told, other: Told, later: Told) -> Iterator[Row]:
+def _processes(name: str, mine: Told, other: Told, later: Told, *, apart: bool) -> Iterator[Row]:
     if mine.processes is None or other.processes is None:
         return
     last = later.processes or {}
@@ -100,7 +110,7 @@ def _processes(name: str, mine: Told, other: Told, later: Told) -> Iterator[Row]
         elif there:
             yield Row(name, figure, "–", "listed", "differs")
         elif pid in last:
-            yield Row(name, figure, "listed", "–", "differs")
+            yield Row(name, figure, "listed", "–", "only ours" if apart else "differs")
         # One that ended between our first reading and nvidia-smi's says nothing about either.
 
 

@@ -72,6 +72,9 @@ def _ours(gpu: Gpu, facts: GpuFacts, driver: str) -> dict[str, Value]:
 
 # --- nvidia-smi's ----------------------------------------------------------------------------------------------------
 
+NOTHING = ("N/A", "[N/A", "Not Supported", "[Not Supp", "Requested func", "Unknown Error", "[Unknown", "Insufficient")
+"""How what it cannot tell begins."""
+
 SCALES = {"MiB": MIB, "GiB": MIB * 1024, "KiB": 1024, "C": 1, "W": 1, "MHz": MHZ, "%": 0.01, "x": 1, "": 1}
 
 PATHS: dict[str, tuple[str, ...]] = {
@@ -158,19 +161,24 @@ SUMS: dict[str, tuple[tuple[str, ...], ...]] = {
 """Figures that it tells in parts; the first row of paths counts of which at least one has a number."""
 
 
+ABOUT = {"driver": ("driver_version", "kmd_version"), "cuda": ("cuda_version", "cuda_umd_version")}
+"""Of all GPUs together; from driver 610 on it tells those of the kernel's part and the user's part apart."""
+
+
 def theirs(xml: str, listing: str) -> dict[str, Told]:
     """By uuid, as `nvidia-smi -q -x` tells them. Raises ValueError for what is not its XML."""
     try:
-        root = ElementTree.fromstring(xml)
+        root = ElementTree.fromstring(xml[max(0, xml.find("<?xml")) :])  # a GPU that is lost is complained of before it
     except ElementTree.ParseError as error:
         raise ValueError(f"nvidia-smi -q -x gave no XML: {error}") from error
     if root.tag != "nvidia_smi_log":
         raise ValueError(f"nvidia-smi -q -x gave <{root.tag}>, not <nvidia_smi_log>")
     told = {}
     named = _instances(listing)
-    for index, gpu in enumerate(root.iter("gpu")):
+    about = {key: next(filter(None, (_text(root, path) for path in paths)), None) for key, paths in ABOUT.items()}
+    for index, gpu in enumerate(root.iterfind("gpu")):
         uuid = _text(gpu, "uuid") or f"gpu-{index}"
-        values = _theirs(gpu) | {"driver": _text(root, "driver_version"), "cuda": _text(root, "cuda_version")}
+        values = _theirs(gpu) | about
         told[uuid] = Told(f"gpu{index}", values, _processes(gpu, None))
         for instance in gpu.iterfind("mig_devices/mig_device"):
             number = int(_text(instance, "index") or 0)
@@ -202,7 +210,7 @@ def _theirs(gpu: ElementTree.Element) -> dict[str, Value]:
 
 def _text(element: ElementTree.Element, path: str) -> str | None:
     found = (element.findtext(path) or "").strip()
-    return None if not found or found.startswith(("N/A", "[N/A", "Requested func", "Unknown Error")) else found
+    return None if not found or found.startswith(NOTHING) else found
 
 
 def _number(element: ElementTree.Element, paths: Iterable[str]) -> float | None:

@@ -20,12 +20,15 @@ ROOT = Path(__file__).parents[2]
 LEAVE_OUT = shlex.join([sys.executable, "-c", 'print(\'{"left_out": "not asked"}\')'])
 
 
-def smoke(fake: FakeNvml | None, folder: Path, told: Machine | None, child: str = LEAVE_OUT) -> tuple[int, str, str]:
+def smoke(
+    fake: FakeNvml | None, folder: Path, told: Machine | None, child: str = LEAVE_OUT, pids: str = "own"
+) -> tuple[int, str, str]:
     """What the command does over a fake library and a simulated nvidia-smi that tells of `told`."""
     program = "no-nvidia-smi-here" if told is None else str(simulated_smi(folder / "smi", told))
     path = os.pathsep.join(str(ROOT / part) for part in ("agent", "console", ""))
     environment = os.environ | {"PYTHONPATH": path} | (fake.env if fake else {})
     command = [sys.executable, "-m", "tests.gpu_smoke", "--nvidia-smi", program, "--child", child]
+    command += ["--pids", pids]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     return ran.returncode, ran.stdout, ran.stderr
 
@@ -148,6 +151,34 @@ def test_memory_that_a_child_takes_must_be_found_to_be_its_own_to_the_mib(
     assert taken.split()[-4:] == ["512", "MiB", "taken", verdict]
 
 
+def test_processes_of_the_host_that_nvidia_smi_leaves_out_in_a_container_do_not_differ(
+    nvml_compiler: str, tmp_path: Path
+) -> None:
+    code, out, err = smoke(FakeNvml(tmp_path / "fake", MANY), tmp_path, MANY.changed(0, processes=()), pids="host")
+    assert code == 0, out + err
+    assert sum("process 400000" in line and line.endswith("only ours") for line in out.splitlines()) == 2
+    assert "docker run --pid=host" in out
+
+
+@pytest.mark.parametrize(
+    ("pid", "factor", "code", "figure"),
+    [
+        ("4000009", "1", 0, "memory of a pid outside"),
+        ("4000009", "0.9", 1, "is not found by its pid"),
+        ("none", "1", 0, "memory used (no pids)"),
+        ("none", "0.9", 1, "memory used (no pids)"),
+    ],
+)
+def test_memory_of_a_child_whose_pid_nvml_does_not_tell_must_be_found_all_the_same(
+    nvml_compiler: str, tmp_path: Path, pid: str, factor: str, code: int, figure: str
+) -> None:
+    fake = FakeNvml(tmp_path / "fake")
+    words = [sys.executable, "-m", "tests.nvml.simulated_program", str(tmp_path / "fake"), factor, pid]
+    found, out, err = smoke(fake, tmp_path, Machine(), shlex.join(words), "host")
+    assert found == code, out + err
+    assert any(figure in line and line.startswith("child") for line in out.splitlines()), out
+
+
 # --- the reading of nvidia-smi -----------------------------------------------------------------------------------
 
 
@@ -174,6 +205,19 @@ def test_what_nvidia_smi_does_not_tell_is_no_figure() -> None:
             "ecc_uncorrected",
             6.0,
         ),
+        (
+            "<gpu_power_readings><average_power_draw>68.57 W</average_power_draw><instant_power_draw>68.92 W"
+            "</instant_power_draw></gpu_power_readings>",
+            "power",
+            68.57,
+        ),
+        (
+            "<temperature><gpu_temp>29 C</gpu_temp><gpu_temp_tlimit>58 C</gpu_temp_tlimit>"
+            "<gpu_temp_slow_tlimit_threshold>-2 C</gpu_temp_slow_tlimit_threshold></temperature>",
+            "temperature_slowdown",
+            None,
+        ),
+        ("<compute_mode>Insufficient Permissions</compute_mode>", "compute_mode", None),
         ("<fan_speed>Requested functionality has been deprecated</fan_speed>", "fan", None),
         ("<remapped_rows>N/A</remapped_rows>", "remapped_rows", None),
         ("<compute_mode>Exclusive_Process</compute_mode>", "compute_mode", "exclusive_process"),
@@ -184,6 +228,14 @@ def test_figures_are_found_where_other_versions_of_nvidia_smi_put_them(
 ) -> None:
     xml = f"<?xml version='1.0'?><nvidia_smi_log><gpu id='0'><uuid>GPU-1</uuid>{elements}</gpu></nvidia_smi_log>"
     assert theirs(xml, "")["GPU-1"].values[figure] == value
+
+
+def test_the_names_of_driver_610_and_what_is_said_of_a_lost_gpu_before_the_xml_are_understood() -> None:
+    said = "Unable to determine the device handle for GPU1: 0000:0B:00.0: Unknown Error\n"
+    about = "<kmd_version>610.57.04</kmd_version><cuda_umd_version>13.3</cuda_umd_version>"
+    gpu = "<gpu id='0'><uuid>GPU-1</uuid><processes></processes></gpu>"
+    told = theirs(f"{said}<?xml version='1.0'?><nvidia_smi_log>{about}{gpu}</nvidia_smi_log>", "")["GPU-1"]
+    assert (told.values["driver"], told.values["cuda"], told.processes) == ("610.57.04", "13.3", {})
 
 
 def test_what_is_not_nvidia_smis_xml_is_refused() -> None:

@@ -1,6 +1,7 @@
 """A stand-in for a program that computes on a GPU: takes memory on a fake machine, in the words of the smoke test.
 
-`python -m tests.nvml.simulated_program FOLDER FACTOR` takes FACTOR times what it is told to.
+`python -m tests.nvml.simulated_program FOLDER FACTOR [PID]` takes FACTOR times what it is told to. NVML lists it under
+PID instead of its own, as in a container; not at all with "none".
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from tests.nvml.fake import MIB, FakeNvml, FakeProcess, Machine, uuid_of
 CONTEXT = 430 * MIB
 
 
-def main(folder: str, factor: str) -> None:
+def main(folder: str, factor: str, pid: str = "") -> None:
     def hold(memory: int) -> None:
-        mine = FakeProcess(os.getpid(), CONTEXT + memory)
-        fake.write(Machine().changed(0, processes=(mine,), memory_used=CONTEXT + memory))
+        listed = () if pid == "none" else (FakeProcess(int(pid or os.getpid()), CONTEXT + memory),)
+        fake.write(Machine().changed(0, processes=listed, memory_used=CONTEXT + memory))
 
     fake = FakeNvml(Path(folder))
     hold(0)

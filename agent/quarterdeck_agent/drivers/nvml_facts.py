@@ -18,6 +18,8 @@ _VOLATILE, _AGGREGATE = 0, 1
 _PAGE_CAUSES = (0, 1)
 _COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
 
+MOST_DEGREES = 200
+
 LINKS = 36
 """More links than any GPU has (NVML_NVLINK_MAX_LINKS); the first one that NVML does not know ends the list."""
 
@@ -151,7 +153,9 @@ def _retired_pages(ask: Ask) -> int | None:
 
 
 def _degrees(value: int | None) -> float | None:
-    return None if value is None else float(value)
+    """A temperature. From Ada on NVIDIA tells how far the next limit is instead: below it, as NVML's unsigned numbers
+    have it, are billions of degrees."""
+    return None if value is None or value >= MOST_DEGREES else float(value)
 
 
 def _flag(value: int | None) -> bool | None:

@@ -183,6 +183,18 @@ def test_a_gpu_that_tells_nothing_but_its_name_is_no_error(fake_nvml: FakeNvml) 
     asyncio.run(run())
 
 
+def test_a_limit_that_is_told_as_a_distance_below_the_next_one_is_no_temperature(fake_nvml: FakeNvml) -> None:
+    below = (1 << 32) - 2
+    machine = Machine().changed(0, temperature_slowdown=below, temperature_shutdown=below - 6)
+
+    async def go() -> None:
+        with host(fake_nvml, machine) as there:
+            (told,) = (await there.read()).facts
+            assert (told.temperature_slowdown, told.temperature_shutdown) == (None, None)
+
+    asyncio.run(go())
+
+
 @pytest.mark.parametrize("code", [FUNCTION_NOT_FOUND, NO_PERMISSION, UNKNOWN, 4711])
 def test_an_error_of_one_function_is_none_of_that_alone(fake_nvml: FakeNvml, code: int) -> None:
     async def run() -> None:
