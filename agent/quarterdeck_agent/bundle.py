@@ -456,9 +456,17 @@ def _as_table(model: ModelConfig) -> dict[str, Any]:
 
 
 def _resources_table(asks: Resources) -> dict[str, Any]:
-    keys = ("vram", "mig", "gpu_model", "cpus", "memory", "shm")
-    shown: dict[str, Any] = {"gpus": asks.gpus, **{key: getattr(asks, key) for key in keys}}
-    return {**shown, "exclusive": asks.exclusive or None, "gpu_labels": ", ".join(asks.gpu_labels) or None}
+    shown: dict[str, Any] = {key: getattr(asks, key) for key in ("gpus", "mig", "gpu_model", "cpus")}
+    sizes = {key: _as_size(getattr(asks, key)) for key in ("vram", "memory", "shm")}
+    return {**shown, **sizes, "exclusive": asks.exclusive or None, "gpu_labels": ", ".join(asks.gpu_labels) or None}
+
+
+def _as_size(size: int | None) -> str | None:
+    """A size in the largest unit of which it is a whole number: no two sizes look alike."""
+    if size is None:
+        return None
+    units = ((30, "GiB"), (20, "MiB"), (10, "KiB"))
+    return next((f"{size >> bits} {unit}" for bits, unit in units if size and size % (1 << bits) == 0), f"{size} bytes")
 
 
 def _golden_table(golden: Golden) -> dict[str, Any]:

@@ -112,7 +112,8 @@ def _running(
 ) -> tuple[DeploymentState, str]:
     wanted = live.spec.replicas
     if ill := _ailing(d, live, seen):
-        moves = f"no other place: {facts.waits}" if facts.waits else "another replica takes over from it elsewhere"
+        waits = _without_reasons(facts.waits, ill, seen)
+        moves = f"no other place: {waits}" if waits else "another replica takes over from it elsewhere"
         return DeploymentState.DEGRADED, f"{ready} of {wanted} replicas ready, on {ill}; {moves}"
     if ready >= wanted and not d.holding:
         refused = f"; {_failed(d.target, facts.failure)}" if facts.failure and facts.failure != facts.crash else ""
@@ -144,6 +145,14 @@ def _ailing(d: WantedDeployment, live: WantedRevision, seen: Seen) -> str:
         return f"GPU {min(held)}, which NVML does not show any more" if held else ""
     why = f" ({gpu.why})" if gpu.why else ""
     return f"{device_name(gpu, by_uuid.get(gpu.parent or ''))}, which is {gpu.health.value}{why}"
+
+
+def _without_reasons(waits: str, ill: str, seen: Seen) -> str:
+    """What is waited for, without what is said of a GPU already."""
+    for gpu in seen.gpus:
+        if gpu.why and gpu.why in ill:
+            waits = waits.replace(f": {gpu.why}", "")
+    return waits
 
 
 def _failed(target: WantedRevision, failure: Failure | None) -> str:

@@ -32,7 +32,7 @@ def _health(gpu: Gpu, sight: Sight) -> Check:
         case GpuHealth.DEGRADED:
             return Check(name, "warning", said, "it goes on taking deployments; do what is said when it suits")
         case _:
-            leave = "deployments leave it where another GPU has room, and none starts on it"
+            leave = "deployments leave it where another GPU has room, and nothing new starts on it"
             mend = f"{leave}; after the reset or repair: qd gpus --trust {gpu.index} --why '...'"
             return Check(name, "failed", said, mend)
 

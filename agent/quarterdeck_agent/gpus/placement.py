@@ -265,7 +265,7 @@ def never_fits(asks: Resources, replicas: int, sight: Sight) -> str | None:
     if not room:
         fitting = sum(1 for n in slots.values() if n)
         return f"{needs(asks)}; this host has {fitting} such"
-    return f"each of {replicas} replicas {needs(asks)}; this host has room for {room}"
+    return f"{needs(asks)} for each of {replicas} replicas; this host has room for {room}"
 
 
 def _slots_at_best(gpu: Gpu, ask: Ask, replicas: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from quarterdeck_agent.bundle import HIDDEN, diff, is_secret, parse, public_version
+from quarterdeck_agent.bundle import HIDDEN, ModelConfig, diff, is_secret, parse, public_version
 from quarterdeck_agent.protocol import Change, ManifestFile, Version
 
 
@@ -19,6 +19,15 @@ def test_changed_fields_and_files_are_shown_and_nothing_else() -> None:
         Change("settings.port", "1", None),
         Change("version", "x:1", "x:2"),
     )
+
+
+def test_sizes_are_shown_in_the_largest_unit_that_tells_them_exactly() -> None:
+    def asking(vram: str) -> ModelConfig:
+        resources = {"gpus": 1, "vram": vram, "memory": "1536MiB"}
+        return parse({"name": "x", "version": "1", "runtime": "python", "resources": resources})
+
+    assert diff(asking("40GiB"), asking("64GB")) == (Change("resources.vram", "40 GiB", "62500000 KiB"),)
+    assert Change("resources.memory", None, "1536 MiB") in diff(None, asking("1GiB"))
 
 
 def test_no_secret_is_shown_on_either_side() -> None:

@@ -255,8 +255,8 @@ def test_a_planned_place_is_checked_again_against_the_newest_look() -> None:
     [
         (asks(40), 2, None),
         (asks(90), 1, "needs 90 GiB on one GPU; the largest here has 80 GiB"),
-        (asks(40), 5, "each of 5 replicas needs 40 GiB on one GPU; this host has room for 4"),
-        (asks(), 3, "each of 3 replicas needs one GPU for itself; this host has room for 2"),
+        (asks(40), 5, "needs 40 GiB on one GPU for each of 5 replicas; this host has room for 4"),
+        (asks(), 3, "needs one GPU for itself for each of 3 replicas; this host has room for 2"),
         (asks(gpus=3), 1, "needs 3 GPUs for itself; this host has 2 such"),
         (asks(mig="1g.10gb"), 1, "needs one MIG instance 1g.10gb; MIG instances here: none"),
         (asks(5, gpu_model="V100"), 1, "needs 5 GiB on one V100 GPU; this host has 2 × NVIDIA A100-SXM4-80GB"),
