@@ -440,7 +440,7 @@ def check_fits(asks: Resources, spec: Spec, capacity: Capacity) -> None:
         raise InvalidInput(
             f"{spec.label} can never run on this host: it {why}",
             field="resources.gpus",
-            hint="Deploy it on a host that has such GPUs (qd gpus shows them), or ask for less, in [resources] or replicas.",
+            hint="Deploy it on a host that has such GPUs (see qd gpus), or ask for less, in [resources] or replicas.",
         )
 
 
