@@ -61,6 +61,22 @@ def test_revisions_stand_side_by_side_with_what_became_of_them_and_how_they_answ
     drive(story, size=(180, 40))
 
 
+def test_how_requests_are_split_between_revisions_is_told() -> None:
+    simulation = Simulation()
+    status = simulation.status["gpu-a2"]
+    shares = {("embed", 8): 0.75, ("embed", 7): 0.25}
+    split = tuple(replace(each, weight=shares.get((each.deployment, each.revision), 1.0)) for each in status.traffic)
+    simulation.status["gpu-a2"] = replace(status, traffic=split)
+
+    async def story(d: Driver) -> None:
+        await opened(d)
+        assert "WEIGHT   REQ/S" in d.text
+        assert "75%    91.7" in row(d, 8) and "25%     0.0" in row(d, 7)
+        assert "–       –" in row(d, 6)
+
+    drive(story, size=(120, 40), simulation=simulation)
+
+
 def test_at_80_by_24_what_matters_is_there() -> None:
     async def story(d: Driver) -> None:
         await opened(d)
@@ -360,10 +376,11 @@ def test_l_opens_the_logs_of_the_revision() -> None:
     drive(story)
 
 
-def test_l_on_a_revision_that_was_rolled_back_to_opens_the_logs_of_the_replicas_that_serve_it() -> None:
+def rolled_back(of: int = 7) -> Simulation:
+    """Revision 8 serves by the replicas of revision 7, which it rolled back to."""
     simulation = Simulation()
     detail = revisions_of(EMBED, simulation)
-    back = tuple(replace(each, rollback_of=7) if each.number == 8 else each for each in detail.revisions)
+    back = tuple(replace(each, rollback_of=of) if each.number == 8 else each for each in detail.revisions)
     simulation.details[EMBED] = replace(detail, revisions=back)
     status = simulation.status[EMBED.host]
     simulation.status[EMBED.host] = replace(
@@ -374,8 +391,29 @@ def test_l_on_a_revision_that_was_rolled_back_to_opens_the_logs_of_the_replicas_
             else each
             for each in status.deployments
         ),
+        replica_gauges=tuple(replace(each, revision=7) for each in status.replica_gauges),
     )
+    return simulation
 
+
+def test_memory_is_told_of_the_revision_that_serves_whichever_started_the_replicas() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        assert "4.0 GiB" in row(d, 8)
+        assert "4.0 GiB" not in row(d, 7)
+
+    drive(story, simulation=rolled_back(), size=(180, 40))
+
+
+def test_revisions_that_lead_round_in_a_circle_are_followed_once() -> None:
+    async def story(d: Driver) -> None:
+        await opened(d)
+        assert "● serving" in row(d, 8)
+
+    drive(story, simulation=rolled_back(of=8), size=(180, 40))
+
+
+def test_l_on_a_revision_that_was_rolled_back_to_opens_the_logs_of_the_replicas_that_serve_it() -> None:
     async def story(d: Driver) -> None:
         found = await opened(d)
         found.main.move_to(("8",))
@@ -385,7 +423,7 @@ def test_l_on_a_revision_that_was_rolled_back_to_opens_the_logs_of_the_replicas_
         wish = next(what for kind, what in d.simulation.asked if kind == "logs")
         assert wish.revision == 7
 
-    drive(story, simulation=simulation)
+    drive(story, simulation=rolled_back())
 
 
 @pytest.mark.parametrize(

@@ -298,20 +298,7 @@ class DeploymentScreen(TargetView):
 
     async def action_logs(self) -> None:
         chosen = self.chosen
-        await self.go(m.OpenLogs((self.target,), self._wrote(chosen) if chosen is not None else None))
-
-    def _wrote(self, chosen: Revision) -> int:
-        """The revision whose lines are its: one that was rolled back to serves by replicas of the one it came from."""
-        status = look.deployment(self.fleet, self.target)
-        if status is None or chosen.number != status.live_revision:
-            return chosen.number
-        writing, number = {each.revision for each in status.replicas}, chosen.number
-        while number not in writing:
-            before = self._revision((str(number),))
-            if before is None or before.rollback_of is None:
-                return chosen.number
-            number = before.rollback_of
-        return number
+        await self.go(m.OpenLogs((self.target,), rows.wrote(self._seen, chosen.number) if chosen is not None else None))
 
     def action_rollback(self) -> None:
         """To the revision under the cursor where that has served, else to the one that served before."""

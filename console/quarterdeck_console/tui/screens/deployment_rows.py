@@ -30,7 +30,8 @@ from quarterdeck_console.views import NOTHING, Cell, Severity
 REVISIONS = (
     Column("rev", "REV", 4, number=True), Column("version", "VERSION", 10), Column("when", "WHEN", 6, number=True),
     Column("by", "WHO", 7, drop=5), Column("outcome", "OUTCOME", 31, grow=True), Column("why", "WHY", 24, drop=10),
-    Column("rate", "REQ/S", 7, number=True), Column("errors", "ERR", 6, number=True),
+    Column("weight", "WEIGHT", 6, number=True, drop=4), Column("rate", "REQ/S", 7, number=True),
+    Column("errors", "ERR", 6, number=True),
     Column("p50", "P50", 7, number=True, drop=7), Column("p95", "P95", 7, number=True),
     Column("p99", "P99", 7, number=True, drop=8), Column("memory", "MEMORY", 9, number=True, drop=9),
     Column("peak", "GPU MEM (peak)", 14, number=True, drop=6),
@@ -90,6 +91,21 @@ class Seen:
         return next((each for each in known if each.target == self.name and each.state == OperationState.RUNNING), None)
 
 
+def wrote(seen: Seen, number: int) -> int:
+    """The revision whose replicas a revision serves by: of one that was rolled back to, maybe the one it came from."""
+    status = seen.status
+    if status is None or number != status.live_revision:
+        return number
+    by_number = {each.number: each for each in seen.revisions}
+    running, found = {each.revision for each in status.replicas}, number
+    while found not in running:
+        before = by_number.get(found)
+        if before is None or before.rollback_of is None or before.rollback_of >= found:
+            return number
+        found = before.rollback_of
+    return found
+
+
 # --- revisions -------------------------------------------------------------------------------------------------------
 
 
@@ -112,9 +128,12 @@ def revisions(seen: Seen) -> Iterator[Line]:
     """Newest first."""
     width = len(columns(seen))
     memory: dict[int, int] = {}
+    live = seen.status.live_revision if seen.status is not None else None
+    by = wrote(seen, live) if live is not None else None
     for gauges in seen.gauges().values():
         if gauges.memory is not None:
-            memory[gauges.revision] = memory.get(gauges.revision, 0) + gauges.memory
+            number = live if live is not None and gauges.revision == by else gauges.revision
+            memory[number] = memory.get(number, 0) + gauges.memory
     for each in seen.revisions:
         line = _revision(seen, each, seen.traffic(each.number), memory.get(each.number))
         yield replace(line, cells=line.cells[:width], sort=line.sort[:width])
@@ -123,7 +142,7 @@ def revisions(seen: Seen) -> Iterator[Line]:
 def _revision(seen: Seen, each: Revision, traffic: Traffic | None, memory: int | None) -> Line:
     said = outcome(seen, each)
     share = error_share(traffic)
-    rate = traffic.rate if traffic else None
+    weight, rate = (traffic.weight, traffic.rate) if traffic else (None, None)
     p50, p95, p99 = (traffic.p50, traffic.p95, traffic.p99) if traffic else (None, None, None)
     cells = (
         Cell(str(each.number), number=True),
@@ -132,6 +151,7 @@ def _revision(seen: Seen, each: Revision, traffic: Traffic | None, memory: int |
         Cell(each.by),
         said,
         Cell(clean_line(each.why)),
+        Cell(views.ratio(weight), number=True),
         Cell(NOTHING if rate is None else f"{rate:.1f}", number=True),
         Cell(NOTHING if share is None else f"{share * 100:.1f}%", Severity.WARNING if share else Severity.PLAIN, True),
         *(Cell(views.duration(value), number=True) for value in (p50, p95, p99)),
@@ -139,8 +159,8 @@ def _revision(seen: Seen, each: Revision, traffic: Traffic | None, memory: int |
         Cell(views.size(each.gpu_memory_peak), number=True),
     )
     sort = (
-        each.number, each.spec.label, -each.created_at.timestamp(), each.by, said.text, each.why, rate, share, p50, p95,
-        p99, memory, each.gpu_memory_peak,
+        each.number, each.spec.label, -each.created_at.timestamp(), each.by, said.text, each.why, weight, rate, share,
+        p50, p95, p99, memory, each.gpu_memory_peak,
     )  # fmt: skip
     return Line((str(each.number),), cells, sort, faded=seen.lost)
 
