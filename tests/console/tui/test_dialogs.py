@@ -398,6 +398,19 @@ def test_stopping_and_removing_say_that_nobody_is_answered_any_more() -> None:
     drive(story)
 
 
+@pytest.mark.parametrize("change", [p.Change("version", None, "embed:1.3"), p.Change("stopped", "true", "false")])
+def test_a_plan_that_begins_to_serve_promises_no_answers_before(change: p.Change) -> None:
+    target = Target("gpu-a2", "embed")
+    preview = replace(simulated_preview(Wish("rollback", (target,), p.RollbackRequest()), target), changes=(change,))
+
+    async def story(d: Driver) -> None:
+        await opened(d, ("j", "j", "R"), "y roll back")
+        assert "nothing serves it now: requests are answered from when it is ready" in d.text
+        assert "no pause" not in d.text
+
+    drive(story, simulation=Simulation(previews={target: preview}))
+
+
 def test_a_plan_is_as_wide_as_the_dialog_also_after_the_terminal_was_resized() -> None:
     async def story(d: Driver) -> None:
         await opened(d, ("j", "R"), "y roll back")

@@ -46,7 +46,7 @@ def _refused(error: ConsoleError) -> list[Pair]:
 def _lines(preview: Preview, kind: Kind) -> list[Pair]:
     lines = [
         _pair("handover", f"{preview.handover}: {preview.why}"),
-        _pair("expected", ENDS.get(kind) or pause(preview.expected_pause)),
+        _pair("expected", _expected(preview, kind)),
     ]
     for index, change in enumerate(preview.changes or ()):
         lines.append(_pair("changes" if index == 0 else "", views.change(change), Severity.BUSY))
@@ -55,6 +55,15 @@ def _lines(preview: Preview, kind: Kind) -> list[Pair]:
     lines.append(_pair("steps", " · ".join(preview.steps)))
     lines += [_pair("▲ warning", warning, Severity.WARNING) for warning in preview.warnings]
     return [*lines, _pair("if it fails", preview.if_it_fails)]
+
+
+def _expected(preview: Preview, kind: Kind) -> str:
+    """What whoever calls the model notices, of what ends, begins, or goes on."""
+    if kind in ENDS:
+        return ENDS[kind]
+    if any((change.field, change.old) in (("version", None), ("stopped", "true")) for change in preview.changes or ()):
+        return "nothing serves it now: requests are answered from when it is ready"
+    return pause(preview.expected_pause)
 
 
 def pause(seconds: float | None) -> str:
