@@ -197,6 +197,25 @@ def test_p_pushes_a_folder_and_shows_how_far_it_is_on_each_host() -> None:
     drive(story, simulation=simulation)
 
 
+def test_a_push_with_its_folder_in_the_command_waits_for_what_is_missing_only() -> None:
+    one = {"gpu-a1": Simulation().status["gpu-a1"]}
+
+    async def known(d: Driver) -> None:
+        await d.press("colon", *"push /x", "enter")
+        await d.shows("y push")
+        await d.press("y")
+        await d.until(lambda: wants(d, "push") == [(("gpu-a1",), "/x", False)], "it is pushed")
+
+    async def missing(d: Driver) -> None:
+        await d.press("colon", *"push /x", "enter")
+        await d.shows("to which hosts?")
+        await d.type("gpu-a1")
+        await d.shows("qd push /x --host gpu-a1")
+
+    drive(known, simulation=Simulation(one))
+    drive(missing)
+
+
 def test_c_ends_a_push_and_so_does_the_end_of_the_console() -> None:
     simulation = Simulation(push_hangs=True, push_steps=[came("gpu-a1", "sending", 25 << 20)])
 

@@ -46,6 +46,11 @@ class PushDialog(SureDialog[Push]):
         yield Field("hosts", "hosts", one, list(self.context.hosts), "names or globs like gpu-*")
         yield Field("pickle", "pickle", "no", YES_NO, "no")
 
+    def begin(self) -> None:
+        """With the folder known, what is missing is next: the hosts, else the answer. `y` must not go into a field."""
+        if self._folder:
+            self.set_focus(self.query_one("#no" if self.value("hosts") else "#hosts"))
+
     def told(self) -> Content:
         if self.value("pickle") == "yes":
             said = "▲ loading a pickle runs its author's code; that it was allowed is recorded with the version"
