@@ -79,7 +79,7 @@ def yaml(value: Any, depth: int = 0) -> str:
         if not value:
             return pad + "{}"
         return "\n".join(_entry(f"{pad}{_plain(str(key))}:", each, depth) for key, each in value.items())
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         if not value:
             return pad + "[]"
         return "\n".join(_item(pad, each, depth) for each in value)
@@ -87,7 +87,7 @@ def yaml(value: Any, depth: int = 0) -> str:
 
 
 def _entry(head: str, value: Any, depth: int) -> str:
-    if isinstance(value, dict | list) and value:
+    if isinstance(value, dict | list | tuple) and value:
         return f"{head}\n{yaml(value, depth + 1)}"
     return f"{head} {yaml(value)}"
 

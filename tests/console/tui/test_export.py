@@ -54,6 +54,7 @@ def test_capital_j_shows_the_element_that_json_prints_and_y_its_yaml(
         await d.press("escape", "y")
         await d.until(d.view.crumbs, "the YAML is open")
         assert yaml.safe_load(shown(d)) == json.loads(json.dumps(printed))
+        assert not any(line.endswith((", ", "}]")) or ": [{" in line for line in shown(d).splitlines()), "line by line"
 
     drive(story, simulation=Simulation({"box": GPU_STATUS}), size=(200, 40))
     words_of, _, jq = ran[0].partition(" | jq ")
