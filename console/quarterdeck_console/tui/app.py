@@ -87,9 +87,10 @@ class Quarterdeck(App[int], inherit_bindings=False):
         """Whether a key was bound to something, which is done by now: the next one finds the screen that it opened.
 
         By itself Textual hands a key to the widget with the focus, and does what it is bound to when it has come back
-        up from there: keys that are typed right after it overtake that. A line that is typed into has its keys first.
+        up from there: keys that are typed right after it overtake that. A line that is typed into has its keys first;
+        while another window has the focus, no widget has, and Textual gives it back with the first key.
         """
-        if isinstance(self.focused, Input):
+        if not self.app_focus or isinstance(self.focused, Input):
             return False
         found = self.screen.active_bindings.get(key)
         return found is not None and found.enabled and await self.run_action(found.binding.action, found.node)

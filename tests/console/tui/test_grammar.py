@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from textual import events
 
 from quarterdeck_console.errors import Usage
 from quarterdeck_console.preferences import Preferences
@@ -333,6 +334,18 @@ def test_a_key_that_leaves_is_over_before_the_next(keys: tuple[str, ...]) -> Non
         await d.burst([*keys, "j"])
         await d.until(lambda: d.view.place == "fleet" and d.view.targets()[0].name == "reranker", "home, one row down")
         assert d.app.is_running and len(d.app.screen_stack) == 1
+
+    drive(story)
+
+
+def test_a_key_from_a_terminal_that_tells_late_that_it_has_the_focus_is_the_lines() -> None:
+    async def story(d: Driver) -> None:
+        await d.press("slash", "v")
+        d.app.post_message(events.AppBlur())
+        await d.until(lambda: d.app.focused is None, "nothing has the focus")
+        await d.press("a", "d")
+        await d.shows("/vad 2 of 7")
+        assert not d.view.crumbs()
 
     drive(story)
 
