@@ -74,7 +74,7 @@ def test_how_requests_are_split_between_revisions_is_told() -> None:
         assert "75%    91.7" in row(d, 8) and "25%     0.0" in row(d, 7)
         assert "–       –" in row(d, 6)
 
-    drive(story, size=(120, 40), simulation=simulation)
+    drive(story, size=(140, 40), simulation=simulation)
 
 
 def test_at_80_by_24_what_matters_is_there() -> None:

@@ -30,7 +30,7 @@ from quarterdeck_console.views import NOTHING, Cell, Severity
 REVISIONS = (
     Column("rev", "REV", 4, number=True), Column("version", "VERSION", 10), Column("when", "WHEN", 6, number=True),
     Column("by", "WHO", 7, drop=5), Column("outcome", "OUTCOME", 31, grow=True), Column("why", "WHY", 24, drop=10),
-    Column("weight", "WEIGHT", 6, number=True, drop=4), Column("rate", "REQ/S", 7, number=True),
+    Column("weight", "WEIGHT", 6, number=True, drop=9), Column("rate", "REQ/S", 7, number=True),
     Column("errors", "ERR", 6, number=True),
     Column("p50", "P50", 7, number=True, drop=7), Column("p95", "P95", 7, number=True),
     Column("p99", "P99", 7, number=True, drop=8), Column("memory", "MEMORY", 9, number=True, drop=9),
