@@ -522,7 +522,8 @@ class XidEvent:
 class GpuFacts:
     """What seldom changes about one GPU or MIG instance (`uuid`). Counters since the driver was loaded, or for ever.
     `remapped_rows` are all, `remapped_rows_uncorrectable` those of them for errors that could not be corrected.
-    `gpu_instance` is the id of the GPU instance that a MIG instance belongs to.
+    `gpu_instance` is the id of the GPU instance that a MIG instance belongs to. `temperature_memory` is that of its
+    memory, read as seldom as all of this.
 
     `compute_capability` is (major, minor); `driver` the driver's version, `cuda` the newest CUDA it can run.
     `xids` are the newest ones, newest first.
@@ -560,6 +561,8 @@ class GpuFacts:
     xids: tuple[XidEvent, ...] = ()
     remapped_rows_uncorrectable: int | None = None
     gpu_instance: int | None = None
+    temperature_memory: float | None = None
+    pcie_replays: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

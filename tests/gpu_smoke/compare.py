@@ -18,6 +18,7 @@ SLACK = {
     "memory_free": 2 * MIB,
     "memory_reserved": 2 * MIB,
     "temperature": 2,
+    "temperature_memory": 3,
     "power": 25,
     "power_limit": 0.01,
     "power_limit_max": 0.01,

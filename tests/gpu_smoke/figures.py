@@ -58,7 +58,7 @@ def _ours(gpu: Gpu, facts: GpuFacts, driver: str) -> dict[str, Value]:
         "cuda persistence mig_enabled pcie_generation pcie_generation_max pcie_width pcie_width_max power_limit_max "
         "temperature_slowdown temperature_shutdown clock_graphics_max clock_memory_max ecc_enabled ecc_corrected "
         "ecc_uncorrected ecc_corrected_ever ecc_uncorrected_ever retired_pages retired_pending remapped_rows "
-        "remap_pending remap_failed"
+        "remap_pending remap_failed temperature_memory pcie_replays"
     )
     return (
         {"driver": driver}
@@ -83,6 +83,8 @@ PATHS: dict[str, tuple[str, ...]] = {
     "memory_free": ("fb_memory_usage/free",),
     "memory_reserved": ("fb_memory_usage/reserved",),
     "temperature": ("temperature/gpu_temp",),
+    "temperature_memory": ("temperature/memory_temp",),
+    "pcie_replays": ("pci/replay_counter",),
     "temperature_slowdown": ("temperature/gpu_temp_slow_threshold",),
     "temperature_shutdown": ("temperature/gpu_temp_max_threshold",),
     "power": (

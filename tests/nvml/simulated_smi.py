@@ -63,6 +63,8 @@ def _gpu(at: ElementTree.Element, gpu: FakeGpu) -> None:
         ("pci/pci_gpu_link_info/pcie_gen/current_link_gen", _number(gpu.pcie_generation)),
         ("pci/pci_gpu_link_info/link_widths/max_link_width", _number(gpu.pcie_width_max, "x", "")),
         ("pci/pci_gpu_link_info/link_widths/current_link_width", _number(gpu.pcie_width, "x", "")),
+        ("pci/replay_counter", _number(gpu.pcie_replays)),
+        ("temperature/memory_temp", _number(gpu.temperature_memory, "C")),
         ("fan_speed", _number(gpu.fan, "%")),
         ("performance_state", NONE if gpu.pstate is None else f"P{gpu.pstate}"),
         ("compute_mode", {0: "Default", 2: "Prohibited", 3: "Exclusive_Process"}.get(gpu.compute_mode or 0, NONE)),

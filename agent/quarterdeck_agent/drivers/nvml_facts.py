@@ -18,6 +18,12 @@ _VOLATILE, _AGGREGATE = 0, 1
 _PAGE_CAUSES = (0, 1)
 _COMPUTE_MODES = {0: "default", 1: "exclusive_thread", 2: "prohibited", 3: "exclusive_process"}
 
+_MEMORY_TEMPERATURE = 82
+"""NVML_FI_DEV_MEMORY_TEMP."""
+
+_FIELD_KINDS = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal"}
+"""Of nvmlValueType_t, the member of nvmlValue_t that holds a value of it."""
+
 MOST_DEGREES = 200
 
 LINKS = 36
@@ -97,7 +103,17 @@ def changing(ask: Ask, facts: GpuFacts, mig_enabled: bool | None, nvlinks: tuple
         remapped_rows_uncorrectable=None if rows is None else rows[1],
         remap_pending=None if rows is None else bool(rows[2]),
         remap_failed=None if rows is None else bool(rows[3]),
+        temperature_memory=_degrees(_field(ask, _MEMORY_TEMPERATURE)),
+        pcie_replays=ask("nvmlDeviceGetPcieReplayCounter"),
     )
+
+
+def _field(ask: Ask, number: int) -> int | None:
+    """The value of one of NVML's fields, `None` where this GPU has none."""
+    values = ask("nvmlDeviceGetFieldValues", (number,))
+    if values is None or values[0].nvmlReturn != 0:
+        return None
+    return int(getattr(values[0].value, _FIELD_KINDS.get(values[0].valueType, "ullVal")))
 
 
 def hertz(megahertz: int | None) -> int | None:

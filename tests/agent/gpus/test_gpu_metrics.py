@@ -52,7 +52,7 @@ FACTS = GpuFacts(
     temperature_shutdown=92.0, clock_graphics_max=1_980_000_000, clock_memory_max=2_619_000_000,
     nvlinks=(NvLink(0, True, 4, "GPU-1"), NvLink(1, False)), ecc_enabled=True, ecc_corrected=3, ecc_uncorrected=0,
     ecc_corrected_ever=12, ecc_uncorrected_ever=1, retired_pages=0, retired_pending=False, remapped_rows=5,
-    remapped_rows_uncorrectable=2, remap_pending=True, remap_failed=False,
+    remapped_rows_uncorrectable=2, remap_pending=True, remap_failed=False, temperature_memory=58.0, pcie_replays=4,
     xids=(XidEvent(NOON, 94, "Contained memory error", "restart the app"), XidEvent(NOON, 13, "", "")),
 )  # fmt: skip
 BARE = Gpu(1, "GPU-1", "Tesla T4")
@@ -91,11 +91,11 @@ def test_every_field_is_told_by_name_type_and_unit() -> None:
     text = dcgm.exposition(status(FULL))
     assert {name.removeprefix("DCGM_FI_"): family.samples[0].value for name, family in families(text).items()} == {
         "DEV_SM_CLOCK": 1980, "DEV_MEM_CLOCK": 2619, "DEV_MAX_SM_CLOCK": 1980, "DEV_MAX_MEM_CLOCK": 2619,
-        "DEV_GPU_TEMP": 61, "DEV_SLOWDOWN_TEMP": 87, "DEV_SHUTDOWN_TEMP": 92, "DEV_POWER_USAGE": 412.5,
-        "DEV_ENFORCED_POWER_LIMIT": 700, "DEV_POWER_MGMT_LIMIT_MAX": 700, "DEV_FAN_SPEED": 40, "DEV_PSTATE": 0,
+        "DEV_GPU_TEMP": 61, "DEV_MEMORY_TEMP": 58, "DEV_SLOWDOWN_TEMP": 87, "DEV_SHUTDOWN_TEMP": 92,
+        "DEV_POWER_USAGE": 412.5, "DEV_ENFORCED_POWER_LIMIT": 700, "DEV_POWER_MGMT_LIMIT_MAX": 700, "DEV_FAN_SPEED": 40, "DEV_PSTATE": 0,
         "DEV_PCIE_TX_THROUGHPUT": 2000, "DEV_PCIE_RX_THROUGHPUT": 3500, "PROF_PCIE_TX_BYTES": 2_000_000,
-        "PROF_PCIE_RX_BYTES": 3_500_000, "DEV_PCIE_LINK_GEN": 5, "DEV_PCIE_LINK_WIDTH": 16,
-        "DEV_PCIE_MAX_LINK_GEN": 5, "DEV_PCIE_MAX_LINK_WIDTH": 16, "DEV_GPU_UTIL": 37, "PROF_GR_ENGINE_ACTIVE": 0.37,
+        "PROF_PCIE_RX_BYTES": 3_500_000, "DEV_PCIE_REPLAY_COUNTER": 4, "DEV_PCIE_LINK_GEN": 5,
+        "DEV_PCIE_LINK_WIDTH": 16, "DEV_PCIE_MAX_LINK_GEN": 5, "DEV_PCIE_MAX_LINK_WIDTH": 16, "DEV_GPU_UTIL": 37, "PROF_GR_ENGINE_ACTIVE": 0.37,
         "DEV_MEM_COPY_UTIL": 29, "DEV_ENC_UTIL": 0, "DEV_DEC_UTIL": 5, "DEV_XID_ERRORS": 94,
         "DEV_FB_TOTAL": 81920, "DEV_FB_FREE": 60416, "DEV_FB_USED": 20480, "DEV_FB_RESERVED": 1024,
         "DEV_FB_USED_PERCENT": 0.253165, "DEV_ECC_SBE_VOL_TOTAL": 3, "DEV_ECC_DBE_VOL_TOTAL": 0,

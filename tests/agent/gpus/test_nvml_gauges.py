@@ -99,6 +99,7 @@ def test_facts_are_told_with_the_first_reading(fake_nvml: FakeNvml) -> None:
         persistence=0,
         pcie_generation=3,
         pcie_width=8,
+        pcie_replays=6,
     )
 
     async def run() -> None:
@@ -134,6 +135,8 @@ def test_facts_are_told_with_the_first_reading(fake_nvml: FakeNvml) -> None:
                 remapped_rows_uncorrectable=5,
                 remap_pending=True,
                 remap_failed=False,
+                temperature_memory=42.0,
+                pcie_replays=6,
             ),
         )
 
