@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.bundles import QUICK
+from tests.end_to_end.faults import servers
 from tests.end_to_end.gpu_host import GpuHost, gpu_host, whole
 from tests.end_to_end.rig import Load, until
 from tests.nvml.fake import GIB, GPU_IS_LOST, FakeEvent, Fault, uuid_of
@@ -64,6 +67,27 @@ def test_a_model_without_another_gpu_serves_on_and_says_why_also_after_a_restart
             until(lambda: host.agent.deployment("toy")["state"] == "serving", "it serves as it should")
         assert load.failures == []
         assert len(load.count("pid")) == 1
+
+
+def test_a_model_that_crashes_on_a_sick_gpu_without_another_one_comes_back_there_and_says_why_it_is_degraded(
+    tmp_path: Path,
+) -> None:
+    with gpu_host(tmp_path, whole(0)) as host:
+        label = host.push(tmp_path, "1", {"gpus": 1, "vram": "20GiB"}, 18 * GIB)
+        host.agent.must("deploy", label, *QUICK)
+        host.programs.change(whole(0).changed(0, events=(FakeEvent(1, 48),)))
+        until(lambda: host.gpu(uuid_of(0))["health"] == "sick", "it is sick")
+        (before,) = servers(host.agent)
+        os.kill(before, signal.SIGKILL)
+        until(lambda: servers(host.agent).keys() - {before}, "it runs again", 30)
+        until(lambda: host.agent.deployment("toy")["replicas_ready"] == 1, "it serves again", 30)
+        told = host.agent.deployment("toy")
+        assert told["state"] == "degraded"
+        assert told["summary"].startswith("1 of 1 replicas ready, on gpu0, which is sick (Xid 48 at ")
+        assert told["summary"].endswith("gpu0 is sick")
+        code, refused = host.agent.api("PUT", "/v1/deployments/other?plan=true", {"version": label})
+        assert code == 200
+        assert any("gpu0 is sick" in warning for warning in refused["warnings"]), "it takes nothing new"
 
 
 def test_a_model_leaves_a_gpu_that_was_lost_while_no_agent_ran(tmp_path: Path) -> None:
