@@ -9,8 +9,8 @@ A rollout's way:  overlap  Stage ▶ Start ▶ (ready for `dwell`) ▶ Check ▶
                   and from anywhere before Promote: Fail, after which the live revision is the target again.
 
 A replica on a GPU that is sick or lost does not count: another one starts on another GPU, if one has room, takes over
-when it is ready, and only then does the first one go. Without such a place it stays where it is, and comes back there after a
-crash, unless the GPU is lost or nothing works on it before a reset.
+when it is ready, and only then does the first one go. Without such a place it stays where it is, and comes
+back there after a crash, unless the GPU is lost or nothing works on it before a reset.
 """
 
 from __future__ import annotations
