@@ -161,7 +161,8 @@ async def _history(context: DoctorContext) -> Check:
 
 async def _disk(context: DoctorContext) -> Check:
     usage = await asyncio.to_thread(shutil.disk_usage, context.data_folder)
-    detail = f"{_size(usage.free)} of {_size(usage.total)} free for {context.data_folder}"
+    usable = usage.used + usage.free  # less than the total: a part is root's
+    detail = f"{_size(usage.free)} of {_size(usable)} free for {context.data_folder}"
     mend = "remove versions that nothing uses, or move data_folder to a larger disk"
     if usage.free < context.min_free:
         return Check("disk", "failed", f"{detail}; uploads are refused below {_size(context.min_free)}", mend)
