@@ -29,7 +29,7 @@ from quarterdeck_console.tui.widgets.table import Table
 from quarterdeck_console.tui.widgets.typedline import FilterLine
 
 if TYPE_CHECKING:
-    from textual.widget import Widget
+    pass
 
 CHANGES = frozenset({"deploy", "rollback", "scale", "restart", "stop", "remove", "push"})
 """Actions that change something: hidden and refused in a read-only console."""
@@ -238,9 +238,7 @@ class View(Screen[None]):
         event.stop()
         self.set_filter(event.text)
         if event.done:
-            target: Widget | None = self.main
-            if target is not None:
-                target.focus()
+            self.query_one(FilterLine).give_back()
 
     @on(Table.Counted)
     def _counted(self, event: Table.Counted) -> None:

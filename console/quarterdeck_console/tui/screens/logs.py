@@ -266,18 +266,13 @@ class LogsScreen(View):
             view.set_filter(lambda row: wanted(self.sources.label(row.source) + row.text), shown)
         self._show_state()
 
-    @on(FilterLine.Typed)
-    def _filter_done(self, event: FilterLine.Typed) -> None:
-        if event.done:
-            self.log_view.focus()
-
     @on(SearchLine.Typed)
     def _search_typed(self, event: SearchLine.Typed) -> None:
         event.stop()
         self._hit = ""
         self.log_view.set_sought(log_text.pattern([event.text]))
         if event.done:
-            self.log_view.focus()
+            self.query_one(SearchLine).give_back()
             if event.text:
                 self._find(-1, inclusive=True)
         self._show_state()
