@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 from quarterdeck_agent.protocol import Delta, DeltaKind, HostInfo, HostStatus
 
 RING = 1_000
-HEARTBEAT = 10.0
+HEARTBEAT = 5.0
 
 EventName = Literal["snapshot", "delta", "heartbeat"]
 

@@ -58,8 +58,8 @@ T = TypeVar("T")
 
 ANSWER_LIMIT = 64 * 1024 * 1024
 LINE_LIMIT = 16 * 1024 * 1024
-QUIET_LIMIT = 40.0
-"""Seconds a watch may be silent (heartbeats included) before it counts as lost."""
+QUIET_LIMIT = 15.0
+"""Seconds a watch may be silent before it counts as lost: an agent has new gauges each second, or else a heartbeat."""
 HEAD_LIMIT = 30.0
 """Seconds until an agent has begun to answer, whatever it streams after that."""
 HEARTBEATS = 4
@@ -232,7 +232,7 @@ class Client:
         if last_event_id:
             headers["Last-Event-ID"] = last_event_id
         event, id_, data = "message", last_event_id, b""
-        async with contextlib.aclosing(self._lines("/watch", {}, read=QUIET_LIMIT, headers=headers)) as lines:
+        async with contextlib.aclosing(self._lines("/watch", {}, None, headers, QUIET_LIMIT)) as lines:
             async for line in lines:
                 if not line and (data or event != "message"):
                     yield _event(event, id_, data, self.host.name)
@@ -267,7 +267,12 @@ class Client:
         return raw
 
     async def _lines(
-        self, path: str, query: Mapping[str, Any], read: float | None, headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        query: Mapping[str, Any],
+        read: float | None,
+        headers: Mapping[str, str] | None = None,
+        quiet: float | None = None,
     ) -> AsyncGenerator[bytes, None]:
         assert self._http is not None, "use the client as a context"
         timeout = transport.Timeout(self._timeout, read=read)
@@ -277,7 +282,7 @@ class Client:
                 response = await bounded(HEAD_LIMIT, self.host.name, opened.enter_async_context(stream))
                 if response.status_code >= 400:
                     raise problem(response.status_code, await _limited(response, self.host.name), self.host.name)
-                async for line in _split(response, self.host.name, _quiet(response)):
+                async for line in _split(response, self.host.name, quiet or _quiet(response)):
                     yield line
 
     @contextlib.contextmanager

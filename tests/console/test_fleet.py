@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from quarterdeck_agent import protocol as p
+from quarterdeck_console import client, state
 from quarterdeck_console import fleet as fleets
-from quarterdeck_console import state
 from quarterdeck_console.config import Host
 from quarterdeck_console.errors import Conflict, ConsoleError, NotFound, Unreachable, exit_code
 from tests.console.fake_agent import AT, DEPLOYMENT, STATUS, FakeAgent, problem
 from tests.console.running import qd, write_fleet
+from tests.console.silent_proxy import SilentProxy
 
 
 @pytest.fixture
@@ -125,6 +126,30 @@ def test_exit_codes_of_many_hosts(errors: list[ConsoleError], succeeded: int, co
 
 
 # --- subscribing -----------------------------------------------------------------------------------------------
+
+
+def test_a_host_that_falls_silent_without_a_word_is_lost_until_it_answers_again(
+    agent: FakeAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "QUIET_LIMIT", 0.2)
+
+    async def follow(proxy: SilentProxy) -> list[str]:
+        host = Host("box", proxy.url, token_file=str(agent.folder / "token"))
+        seen: list[str] = []
+        async with contextlib.aclosing(fleets.subscribe(host, first=0.01)) as events:
+            async for event in events:
+                if event.error is not None:
+                    seen.append(event.error.detail)
+                elif event.event is not None and event.event.status is not None:
+                    seen.append("snapshot")
+                    if seen.count("snapshot") == 2:
+                        break
+                    proxy.silence()
+        return seen
+
+    with SilentProxy(tmp_path / "proxy.sock", agent.socket) as proxy:
+        seen = asyncio.run(asyncio.wait_for(follow(proxy), 20))
+    assert seen == ["snapshot", "box is silent for 0.2 s: the connection is dead", "snapshot"]
 
 
 def test_a_subscription_resumes_by_the_last_event_after_a_cut(agent: FakeAgent) -> None:

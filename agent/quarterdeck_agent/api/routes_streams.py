@@ -42,7 +42,7 @@ async def watch_board(
         str | None, Header(max_length=128, description="Go on after this event, where the agent still knows it.")
     ] = None,
 ) -> Response:
-    """Server-sent events without end: one snapshot, then deltas; a heartbeat after 10 s of silence. A reader that
+    """Server-sent events without end: one snapshot, then deltas; a heartbeat after 5 s of silence. A reader that
     falls far behind gets a fresh snapshot instead of what it missed.
     """
     chunks = watch(parts.board, request.app.state.event_text, last_event_id)

@@ -24,6 +24,7 @@ from quarterdeck_agent.api.guard import Bounds
 from quarterdeck_agent.api.ports import Parts
 from quarterdeck_agent.api.serve import Serving, listen
 from quarterdeck_agent.api.streams import ndjson
+from quarterdeck_agent.board import HEARTBEAT
 from quarterdeck_agent.errors import SettingsError
 from quarterdeck_agent.protocol import HEARTBEAT_HEADER
 from tests.agent.api.builders import part
@@ -125,7 +126,7 @@ def test_silent_logs_send_empty_lines_and_say_how_often(api: Running) -> None:
     assert first.endswith(b"}\n")
     assert others == [b"\n", b"\n"]
     headers = api.client().get("/v1/deployments/there/logs?tail=5").headers
-    assert headers[HEARTBEAT_HEADER] == "10"
+    assert headers[HEARTBEAT_HEADER] == f"{HEARTBEAT:g}"
 
 
 def test_a_follower_that_goes_away_lets_go_of_the_logs(api: Running) -> None:
