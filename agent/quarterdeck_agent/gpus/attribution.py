@@ -17,7 +17,7 @@ from quarterdeck_agent.protocol import Gpu, GpuProcess, GpuUse
 
 Number = TypeVar("Number", int, float)
 
-NOTICEABLE = 256 << 20
+UNEXPLAINED_FROM = 256 << 20
 """Bytes without an owner that are worth telling. A CUDA context alone takes more, so what a program left behind is
 larger; less is the driver's own bookkeeping, which it counts differently from release to release."""
 
@@ -138,4 +138,4 @@ def _unexplained(gpu: Gpu, processes: Iterable[NvmlProcess]) -> int | None:
         if one.memory is None:
             return None
         lost -= one.memory
-    return lost if lost >= NOTICEABLE else 0
+    return lost if lost >= UNEXPLAINED_FROM else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 
-from quarterdeck_agent.gpus.placement import NOTICEABLE, Sight, gib, who
+from quarterdeck_agent.gpus.placement import IN_THE_WAY, Sight, gib, who
 from quarterdeck_agent.gpus.xids import Action
 from quarterdeck_agent.protocol import Check, Gpu, GpuFacts, GpuHealth, XidEvent
 
@@ -107,7 +107,7 @@ def _unmanaged(whole: Sequence[Gpu], sight: Sight) -> Check | None:
         for use in sight.uses
         if use.uuid in names
         for process in use.processes
-        if process.replica is None and (process.memory is None or process.memory >= NOTICEABLE)
+        if process.replica is None and (process.memory is None or process.memory >= IN_THE_WAY)
     ]
     if not lines:
         return None

@@ -24,12 +24,12 @@ from quarterdeck_agent.gpus.devices import (
     matches,
     really_free,
 )
-from quarterdeck_agent.gpus.room import NOTICEABLE, gib, needs, obstacle_on, slots_on, who, whose
+from quarterdeck_agent.gpus.room import IN_THE_WAY, gib, needs, obstacle_on, slots_on, who, whose
 from quarterdeck_agent.protocol import Gpu, GpuHealth, GpuProcess, GpuUse
 
 __all__ = [
+    "IN_THE_WAY",
     "KEPT",
-    "NOTICEABLE",
     "STARTING",
     "Ask",
     "Claim",

@@ -8,10 +8,10 @@ from quarterdeck_agent.drivers.base import Resources
 from quarterdeck_agent.gpus.devices import KEPT, OWN_SHARE, STARTING, Ask, Claim, Device
 from quarterdeck_agent.protocol import GpuProcess
 
-NOTICEABLE = 256 << 20
+IN_THE_WAY = 256 << 20
 """A process with this much memory is in the way of a claim on the whole device."""
 
-LEAK = 512 << 20
+IN_THE_WAY_UNOWNED = 512 << 20
 """So is this much memory that no process accounts for."""
 
 SHOWN_HOLDERS = 2
@@ -76,7 +76,7 @@ def _served_by_mps(device: Device) -> bool:
 
 def _drift(device: Device, ask: Ask) -> int:
     """How much less than its measured peak does for one that takes whatever it finds: new drivers keep more or less."""
-    if ask.resources.vram is not None or device.unowned >= LEAK:
+    if ask.resources.vram is not None or device.unowned >= IN_THE_WAY_UNOWNED:
         return 0
     return int((device.gpu.memory_total or 0) * OWN_SHARE)
 
@@ -86,10 +86,10 @@ def _not_empty(device: Device, ask: Ask) -> Obstacle | None:
     if device.claims:
         owners = " and ".join(sorted({claim.deployment for claim in device.claims}))
         return Obstacle(f"{device.name} is shared by {owners}", (1, 2))
-    large = sum(p.memory or 0 for p in device.processes if (p.memory or 0) >= NOTICEABLE)
-    large += device.untold if device.untold >= NOTICEABLE else 0
+    large = sum(p.memory or 0 for p in device.processes if (p.memory or 0) >= IN_THE_WAY)
+    large += device.untold if device.untold >= IN_THE_WAY else 0
     unowned = device.unowned - (device.leaked if ask.tolerant else 0)
-    unowned = unowned if unowned >= LEAK else 0
+    unowned = unowned if unowned >= IN_THE_WAY_UNOWNED else 0
     if large + unowned == 0:
         return None
     return Obstacle(f"{device.name} is not empty{because(device)}", (2, -large - unowned), held=True)
@@ -132,7 +132,7 @@ def _shares(device: Device) -> list[tuple[int, str]]:
     names: dict[str, str] = {claim.replica: whose(claim, "taken by", "kept for") for claim in device.claims}
     for process in device.processes:
         if process.replica is None:
-            if (process.memory or 0) >= NOTICEABLE or process.memory is None:
+            if (process.memory or 0) >= IN_THE_WAY or process.memory is None:
                 size = gib(process.memory) if process.memory is not None else "memory"
                 shares.append((process.memory or 0, f"{size} held by unmanaged {who(process)}"))
         else:
@@ -143,8 +143,8 @@ def _shares(device: Device) -> list[tuple[int, str]]:
     for replica, how in names.items():
         owned[how] = owned.get(how, 0) + max(held.get(replica, 0), claimed.get(replica, 0))
     shares += [(size, f"{gib(size)} {how}") for how, size in owned.items()]
-    if device.unowned >= LEAK:
-        how = "leaked" if device.leaked >= LEAK else "not free yet, or leaked"
+    if device.unowned >= IN_THE_WAY_UNOWNED:
+        how = "leaked" if device.leaked >= IN_THE_WAY_UNOWNED else "not free yet, or leaked"
         shares.append((device.unowned, f"{gib(device.unowned)} held by no process: {how}"))
     return sorted(shares, key=lambda share: (-share[0], share[1]))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from quarterdeck_agent.drivers.base import Found, Life
 from quarterdeck_agent.drivers.nvml_seen import NvmlProcess
 from quarterdeck_agent.drivers.processes import HostProcess
-from quarterdeck_agent.gpus.attribution import NOTICEABLE, attribute, held
+from quarterdeck_agent.gpus.attribution import UNEXPLAINED_FROM, attribute, held
 from quarterdeck_agent.protocol import Gpu, GpuProcess, GpuUse
 
 GIB = 1 << 30
@@ -145,8 +145,8 @@ def test_processes_in_instances_are_not_told_again_with_the_gpu_they_are_cut_fro
     [
         ({"memory_free": 75 * GIB}, (NvmlProcess(1, GIB),), 3 * GIB),
         ({"memory_free": 75 * GIB}, (NvmlProcess(1, 4 * GIB),), 0),
-        ({"memory_free": 79 * GIB - NOTICEABLE}, (), NOTICEABLE),
-        ({"memory_free": 79 * GIB - NOTICEABLE + 1}, (), 0),
+        ({"memory_free": 79 * GIB - UNEXPLAINED_FROM}, (), UNEXPLAINED_FROM),
+        ({"memory_free": 79 * GIB - UNEXPLAINED_FROM + 1}, (), 0),
         ({"memory_free": 79 * GIB}, (NvmlProcess(1, GIB),), 0),
         ({"memory_free": 75 * GIB}, (NvmlProcess(1, None),), None),
         ({"memory_free": None}, (), None),
