@@ -7,6 +7,7 @@ formula of the tick, and whoever drives it says when a host is lost, a tick pass
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field, replace
@@ -34,10 +35,10 @@ def ago(**parts: float) -> datetime:
 
 def version(label: str, **more: Any) -> p.Version:
     name = label.partition(":")[0]
-    id_ = (label.encode().hex() * 8)[:64].ljust(64, "0")
+    id_, weights, tokenizer = (hashlib.sha256(f"{label} {part}".encode()).hexdigest() for part in ("", "pt", "json"))
     values: dict[str, Any] = {
         "id": id_, "label": label, "name": name, "runtime": "torchscript", "size": 3 * GIB,
-        "files": (p.ManifestFile("model.pt", 3 * GIB, id_), p.ManifestFile("tokenizer.json", 2_100_000, id_[::-1])),
+        "files": (p.ManifestFile("model.pt", 3 * GIB, weights), p.ManifestFile("tokenizer.json", 2_100_000, tokenizer)),
         "created_at": ago(days=3), "by": "ana", "formats": ("torchscript",), "config": {"name": name},
     }  # fmt: skip
     return p.Version(**(values | more))
@@ -483,8 +484,11 @@ def simulated_detail(status: p.HostStatus, found: p.DeploymentStatus) -> p.Deplo
 
     model = found.label.partition(":")[0]
     newest = [
-        revision(live + 1, f"{model}:1.3", outcome=p.RevisionOutcome.FAILED, failure=REFUSED, created_at=ago(minutes=2))
-    ]
+        revision(
+            live + 1, f"{model}:1.3", outcome=p.RevisionOutcome.FAILED, failure=REFUSED, created_at=ago(minutes=2),
+            steps=(*STEPS[:-1], replace(STEPS[-1], state="failed", detail="2 of 5")),
+        )
+    ]  # fmt: skip
     revisions = (
         *(newest if found.failure is not None else []),
         revision(
