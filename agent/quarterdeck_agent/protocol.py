@@ -175,10 +175,10 @@ Handover = Literal["auto", "overlap", "hold"]
 class Limits(Request):
     """What the gateway lets through to one deployment.
 
-    `in_flight` requests are with the replicas at once, `queue` more wait, the next is refused with 429 and
-    Retry-After. `timeout` seconds is how long one request may take, `drain` how long a replaced revision may finish
-    what it has, `hold` how long requests may wait during a `hold` handover on top of `timeout`, `release` how long that
-    handover waits for the memory of the replaced revision to be really free.
+    `in_flight` requests are with the replicas at once, `queue` more wait (also while requests are held), the next is
+    refused with 429 and Retry-After. `timeout` seconds is how long one request may take, `drain` how long a replaced
+    revision may finish what it has, `hold` how long requests may wait during a `hold` handover on top of `timeout`,
+    `release` how long that handover waits for the memory of the replaced revision to be really free.
     """
 
     in_flight: int = 256

@@ -15,7 +15,8 @@ queue is never made shorter than `in_flight`: a shorter one would refuse bursts 
 exact with one Envoy worker, which is what the driver starts by default.
 
 How requests wait. A cluster without a replica gets an endpoint nobody listens on; connect failures are tried again
-every 0.2 s at most, as often as it takes, and `max_retries` bounds how many may wait so.
+every 0.2 s at most, as often as it takes, and `max_retries` bounds how many may wait so: no more than may be queued.
+Each try is in the queue for a moment; were there more, those that try again at the same moment could be refused.
 Sources: envoyproxy.io, api-v3 `route_components.proto`, `circuit_breaker.proto`, `http_connection_manager.proto`.
 """
 
@@ -137,7 +138,8 @@ def _check(routes: Sequence[Route]) -> None:
 
 def _cluster(route: Route, target: Target) -> Json:
     limits = route.limits
-    in_flight, queue = max(1, limits.in_flight), max(0, limits.queue)
+    in_flight = max(1, limits.in_flight)
+    waiting = max(in_flight, limits.queue)
     options: Json = {
         "@type": f"type.googleapis.com/{_HTTP_OPTIONS}",
         # Servers close idle connections on their own (gunicorn after 2 s, uvicorn and node after 5); a request sent
@@ -147,9 +149,9 @@ def _cluster(route: Route, target: Target) -> Json:
     }
     thresholds: Json = {
         "max_connections": in_flight,
-        "max_pending_requests": max(queue, in_flight),
+        "max_pending_requests": waiting,
         "max_requests": _ANY_NUMBER,
-        "max_retries": in_flight + queue,
+        "max_retries": waiting,
         "track_remaining": True,
     }
     # Five random choices find the idlest of a few replicas nearly always. A full scan would send a burst that finds all

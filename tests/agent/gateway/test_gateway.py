@@ -260,16 +260,13 @@ def test_replicas_get_no_more_than_the_limit_and_the_rest_is_sent_away(make_gate
     run(test)
 
 
-def test_more_than_the_limits_are_not_held_either(make_gateway: MakeGateway) -> None:
+def test_more_than_the_queue_are_not_held_either(make_gateway: MakeGateway) -> None:
     async def test() -> None:
         gateway = make_gateway()
         await gateway.ensure()
-        limits = Limits(in_flight=1, queue=2)
+        limits = Limits(in_flight=1, queue=3)
         await gateway.apply(configured(gateway, route(1, holding=True, limits=limits)))
-        held = []
-        for _ in range(3):
-            held.append(asyncio.create_task(ask(gateway, "/digits")))
-            await seen(gateway, lambda found: found.active.get("digits.1") == len(held))
+        held = await holding(gateway, 3)
         refused = await ask(gateway, "/digits")
         assert_problem(refused, 429, "overloaded")
         assert int(refused.headers["retry-after"]) > 0
@@ -278,6 +275,35 @@ def test_more_than_the_limits_are_not_held_either(make_gateway: MakeGateway) -> 
             assert {answer.status for answer in await asyncio.gather(*held)} == {200}
 
     run(test)
+
+
+def test_no_held_request_is_refused_when_all_try_again_at_one_moment(make_gateway: MakeGateway) -> None:
+    async def test() -> None:
+        gateway = make_gateway()
+        await gateway.ensure()
+        assert gateway.pid is not None
+        limits = Limits(in_flight=4, queue=8)
+        await gateway.apply(configured(gateway, route(1, holding=True, limits=limits)))
+        held = await holding(gateway, 8)
+        for _ in range(3):
+            os.kill(gateway.pid, signal.SIGSTOP)
+            await asyncio.sleep(0.5)  # longer than the longest pause between two tries: now all of them are due
+            os.kill(gateway.pid, signal.SIGCONT)
+            await seen(gateway, lambda found: found.active.get("digits.1") == len(held))
+        async with Upstream("one").listening() as one:
+            await gateway.apply(configured(gateway, route(1, (1, one), limits=limits)))
+            assert {answer.status for answer in await asyncio.gather(*held)} == {200}
+
+    run(test)
+
+
+async def holding(gateway: EnvoyGateway, count: int) -> list[asyncio.Task[Answer]]:
+    """So many requests that wait for a replica."""
+    held: list[asyncio.Task[Answer]] = []
+    for _ in range(count):
+        held.append(asyncio.create_task(ask(gateway, "/digits")))
+        await seen(gateway, lambda found: found.active.get("digits.1") == len(held))
+    return held
 
 
 def test_requests_go_to_the_idlest_replica(make_gateway: MakeGateway) -> None:

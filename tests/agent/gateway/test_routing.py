@@ -142,7 +142,7 @@ def test_limits_bound_what_replicas_get_what_queues_and_what_is_held() -> None:
     cluster: Any = build(serving(limits=Limits(in_flight=4, queue=9))).clusters[0]
 
     thresholds = cluster["circuit_breakers"]["thresholds"][0]
-    assert (thresholds["max_connections"], thresholds["max_pending_requests"], thresholds["max_retries"]) == (4, 9, 13)
+    assert (thresholds["max_connections"], thresholds["max_pending_requests"], thresholds["max_retries"]) == (4, 9, 9)
 
 
 @pytest.mark.parametrize(
